@@ -1,0 +1,174 @@
+"""Checkpoint -> engine directory, streamed: one packed tensor at a time is in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
+from d3llm_trt.build.engine_dir import check_target, publish
+from d3llm_trt.build.weights_file import header_bytes, write_weights
+from filelock import FileLock
+
+import d3llm_trt
+from d3llm_trt.config import BuildConfig
+from d3llm_trt.errors import BuildError, EngineError
+from d3llm_trt.manifest import (
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    Manifest,
+    Progress,
+    file_facts,
+    load_manifest,
+    verify_files,
+    write_manifest,
+)
+from d3llm_trt.model.config import ModelConfig
+
+SPARE_BYTES = 64 << 20
+FREE_SPACE = "free some space, or choose another directory"
+
+
+def build_engine(
+    checkpoint_dir: str | Path,
+    engine_dir: str | Path,
+    build_config: BuildConfig | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Build the checkpoint in ``checkpoint_dir`` into ``engine_dir`` and return that.
+
+    Args:
+        build_config: what the engine is built for; by default ``BuildConfig()``.
+        overwrite: replace an engine that is at ``engine_dir``; never anything else.
+        progress: called as ``progress(stage, done, total)``.
+
+    Raises CheckpointError, ConfigError or BuildError; ``engine_dir`` is then what it was before.
+    """
+    checkpoint = open_checkpoint(checkpoint_dir)
+    settings = _resolved(checkpoint, build_config)
+    return _build(checkpoint, Path(engine_dir), settings, overwrite, progress)
+
+
+def _resolved(checkpoint: Checkpoint, build_config: BuildConfig | None) -> BuildConfig:
+    return (build_config or BuildConfig()).resolved(checkpoint.config.max_position_embeddings, checkpoint.dtype)
+
+
+def _build(
+    checkpoint: Checkpoint, target: Path, settings: BuildConfig, overwrite: bool, progress: Progress | None
+) -> Path:
+    try:
+        check_target(target, overwrite)
+        _check_space(target, _engine_bytes(checkpoint.config, settings))
+        return publish(target, lambda path: _write(checkpoint, settings, path, progress), overwrite=overwrite)
+    except OSError as error:
+        raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
+
+
+def _engine_bytes(config: ModelConfig, settings: BuildConfig) -> int:
+    shapes, dtype = config.tensor_shapes(), getattr(torch, settings.dtype)
+    values = sum(torch.Size(shape).numel() for shape in shapes.values())
+    return len(header_bytes(shapes, dtype)) + values * int(dtype.itemsize)
+
+
+def _check_space(target: Path, size: int) -> None:
+    parent = Path(os.path.realpath(target)).parent
+    while not parent.exists():
+        parent = parent.parent
+    free, wanted = shutil.disk_usage(parent).free, size + SPARE_BYTES
+    if free < wanted:
+        raise BuildError(f"{target}: the engine takes {wanted} bytes, and {free} are free on the disk; {FREE_SPACE}")
+
+
+def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None) -> None:
+    from d3llm_trt.build.tokenizer import convert_tokenizer
+
+    # The tokenizer first: a bad one is found before the long work.
+    files = {name: file_facts(path / name) for name in convert_tokenizer(checkpoint.path, checkpoint.config, path)}
+    shapes, dtype = checkpoint.config.tensor_shapes(), getattr(torch, settings.dtype)
+    tensors = _reported(checkpoint.packed_tensors(), len(shapes), progress)
+    try:
+        files[WEIGHTS_FILE] = write_weights(path / WEIGHTS_FILE, shapes, dtype, tensors)
+    except OverflowError as error:
+        fix = "choose bfloat16 or float32"
+        raise BuildError(f"dtype is {settings.dtype!r}, too small a range for tensor {error}; {fix}") from error
+    manifest = Manifest(
+        model_config=checkpoint.config,
+        build_config=settings,
+        backend_version=str(torch.__version__),
+        package_version=d3llm_trt.__version__,
+        checkpoint_fingerprint=checkpoint.fingerprint,
+        files=files,
+    )
+    write_manifest(path, manifest)
+
+
+def _reported(
+    tensors: Iterator[tuple[str, torch.Tensor]], total: int, progress: Progress | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for done, item in enumerate(tensors, start=1):
+        yield item
+        if progress is not None:
+            progress("pack weights", done, total)
+
+
+def build_cached_engine(
+    checkpoint_dir: str | Path, build_config: BuildConfig | None = None, progress: Progress | None = None
+) -> Path:
+    """The engine for a checkpoint from the cache directory, built there if it is not there or damaged.
+
+    The cache is ``$D3LLM_TRT_CACHE``, or ``$XDG_CACHE_HOME/d3llm-trt``, or ``~/.cache/d3llm-trt``. Processes that ask
+    at the same time wait for the one that builds. An engine found there is read once and compared with its checksums.
+    """
+    checkpoint = open_checkpoint(checkpoint_dir)
+    settings = _resolved(checkpoint, build_config)
+    entry = cache_directory() / _cache_key(checkpoint, settings)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(entry.with_suffix(".lock")):
+            if not _is_good(entry, progress):
+                if entry.exists():
+                    shutil.rmtree(entry)
+                _build(checkpoint, entry, settings, False, progress)
+    except OSError as error:
+        fix = "set D3LLM_TRT_CACHE to a directory that can be written"
+        raise BuildError(f"{entry.parent}: the cache cannot be used: {error}; {fix}") from error
+    return entry
+
+
+def cache_directory() -> Path:
+    """Where :func:`build_cached_engine` keeps engines."""
+    if own := os.environ.get("D3LLM_TRT_CACHE"):
+        return Path(own).absolute()
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if shared.is_absolute():
+        return shared / "d3llm-trt"
+    try:
+        return Path.home() / ".cache" / "d3llm-trt"
+    except RuntimeError as error:
+        raise BuildError("there is no home directory for the cache; set D3LLM_TRT_CACHE to a directory") from error
+
+
+def _cache_key(checkpoint: Checkpoint, settings: BuildConfig) -> str:
+    from d3llm_trt.build.tokenizer import SOURCE_FILES
+
+    # The fingerprint covers configuration and weights; the tokenizer is in the engine too.
+    tokenizer = {name: file_facts(path).sha256 for name in SOURCE_FILES if (path := checkpoint.path / name).is_file()}
+    parts = [checkpoint.fingerprint, settings.to_dict(), tokenizer, FORMAT_VERSION, d3llm_trt.__version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _is_good(entry: Path, progress: Progress | None) -> bool:
+    if not entry.exists():
+        return False
+    try:
+        verify_files(entry, load_manifest(entry), progress)
+    except EngineError:
+        return False
+    return True

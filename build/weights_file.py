@@ -1,0 +1,208 @@
+"""The safetensors format: headers checked before anything trusts them, files written as a stream."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import re
+import stat
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d3llm_trt.config import is_integer
+from d3llm_trt.errors import CheckpointError
+from d3llm_trt.manifest import FileFacts
+from d3llm_trt.strict_json import parse_object
+
+TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FORMAT_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+MAX_HEADER_BYTES = 100_000_000
+DOWNLOAD_AGAIN = "download the file again"
+_LENGTH = struct.Struct("<Q")
+_BITS = re.compile(r"(?:BF|F|I|U|C)(\d+)(?:_.*)?")
+_CHUNK_ELEMENTS = 8 << 20
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies; ``begin`` and ``end`` are offsets in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One safetensors file whose header was found sound; its data is mapped when first asked for."""
+
+    path: Path
+    size: int
+    header: bytes
+    tensors: Mapping[str, TensorEntry]
+    _maps: list[mmap.mmap] = field(default_factory=list, repr=False, compare=False)
+
+    def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """Pieces of the file, given by begin and end; read, because mapped pages far apart come in slowly."""
+        try:
+            with self.path.open("rb") as file:
+                for begin, end in ranges:
+                    file.seek(begin)
+                    piece = file.read(end - begin)
+                    _check(len(piece) == end - begin, self.path, "changed while it was read")
+                    yield piece
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}; {DOWNLOAD_AGAIN}") from error
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor that shares memory with the mapped file. Writing to it does not change the file."""
+        entry = self.tensors[name]
+        dtype = TORCH_DTYPES[entry.dtype]
+        if not self._maps:
+            self._maps.append(self._map())
+        data = torch.frombuffer(self._maps[0], dtype=torch.uint8)[entry.begin : entry.end]
+        if entry.begin % dtype.itemsize:
+            data = data.clone()
+        return data.view(dtype).view(entry.shape)
+
+    def _map(self) -> mmap.mmap:
+        try:
+            with self.path.open("rb") as file:
+                mapped = _map_privately(file.fileno())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: cannot be mapped: {error}; {DOWNLOAD_AGAIN}") from error
+        if len(mapped) != self.size:
+            raise CheckpointError(f"{self.path}: changed while it was read: {len(mapped)} bytes, before {self.size}")
+        return mapped
+
+
+def _map_privately(descriptor: int) -> mmap.mmap:
+    # Without MAP_NORESERVE Linux refuses a private map larger than its memory, though nothing is ever written to it.
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+    return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Read and check the header of ``path``. Raises CheckpointError naming the file."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: not a regular file; expected a safetensors file; {DOWNLOAD_AGAIN}")
+        with path.open("rb") as file:
+            start = file.read(_LENGTH.size)
+            _check(len(start) == _LENGTH.size, path, f"only {status.st_size} bytes, too short for a safetensors file")
+            (length,) = _LENGTH.unpack(start)
+            top = min(MAX_HEADER_BYTES, status.st_size - _LENGTH.size)
+            _check(2 <= length <= top, path, f"{_kind(start)}: header length is {length}; allowed: 2 to {top}")
+            header = file.read(length)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; {DOWNLOAD_AGAIN}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; {DOWNLOAD_AGAIN}") from error
+    _check(len(header) == length, path, "changed while it was read")
+    values = parse_object(header, f"{path}: header", CheckpointError, DOWNLOAD_AGAIN)
+    return WeightsFile(path, status.st_size, header, _entries(path, values, _LENGTH.size + length, status.st_size))
+
+
+def _check(condition: bool, path: Path, problem: str) -> None:
+    if not condition:
+        raise CheckpointError(f"{path}: {problem}; {DOWNLOAD_AGAIN}")
+
+
+def _kind(start: bytes) -> str:
+    if start.startswith(b"PK"):
+        return "a zip archive, such as torch.save writes, and pickles are never loaded"
+    if start.startswith(b"version "):
+        return "a Git LFS pointer instead of the file"
+    return "not a safetensors file, or damaged"
+
+
+def _entries(path: Path, header: dict[str, Any], data_start: int, size: int) -> dict[str, TensorEntry]:
+    metadata = header.pop("__metadata__", {})
+    sound = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    _check(sound, path, "__metadata__ is not a mapping of texts to texts")
+    entries = {name: _entry(path, name, values, data_start) for name, values in header.items()}
+    end = data_start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        _check(entry.begin == end, path, f"tensor {name} begins at byte {entry.begin}; expected {end}")
+        end = entry.end
+    _check(end == size, path, f"truncated or damaged: its tensors end at byte {end}, the file at {size}")
+    return entries
+
+
+def _entry(path: Path, name: str, values: Any, data_start: int) -> TensorEntry:
+    keys = {"dtype", "shape", "data_offsets"}
+    _check(isinstance(values, dict) and values.keys() == keys, path, f"header of tensor {name} is {values!r}")
+    dtype, shape, offsets = values["dtype"], values["shape"], values["data_offsets"]
+    _check(isinstance(dtype, str), path, f"dtype of tensor {name} is {dtype!r}")
+    _check(_are_sizes(shape), path, f"shape of tensor {name} is {shape!r}")
+    _check(_are_sizes(offsets) and len(offsets) == 2, path, f"data_offsets of tensor {name} are {offsets!r}")
+    length = offsets[1] - offsets[0]
+    _check(length >= 0, path, f"data_offsets of tensor {name} are {offsets!r}")
+    bits = 8 if dtype == "BOOL" else int(match[1]) if (match := _BITS.fullmatch(dtype)) else None
+    _check(bits is not None, path, f"dtype of tensor {name} is {dtype!r}")
+    wanted = math.prod(shape) * (bits or 0)
+    _check(length * 8 == wanted, path, f"tensor {name} has {length} bytes; {dtype} {shape} takes {wanted // 8}")
+    return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(is_integer(value) and value >= 0 for value in values)
+
+
+def header_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
+    """Length and header of a file with these tensors, one behind the other in this order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    return _LENGTH.pack(len(text)) + text
+
+
+def write_weights(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensors: Iterable[tuple[str, torch.Tensor]]
+) -> FileFacts:
+    """Write ``tensors``, which come in the order of ``shapes``, converting them to ``dtype`` piece by piece.
+
+    Raises OverflowError naming the tensor that has a value beyond the range of ``dtype``.
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for piece in _pieces(shapes, dtype, tensors):
+            digest.update(piece)
+            size += file.write(piece)
+    return FileFacts(digest.hexdigest(), size)
+
+
+def _pieces(
+    shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensors: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[bytes | memoryview]:
+    yield header_bytes(shapes, dtype)
+    for (name, shape), (given, tensor) in zip(shapes.items(), tensors, strict=True):
+        if (name, shape) != (given, tuple(tensor.shape)):
+            raise ValueError(f"tensor {given} {tuple(tensor.shape)} comes where {name} {shape} was announced")
+        flat = tensor.contiguous().view(-1)
+        for start in range(0, flat.numel(), _CHUNK_ELEMENTS):
+            chunk = flat[start : start + _CHUNK_ELEMENTS]
+            converted = chunk.to(dtype)
+            if chunk.dtype != dtype and not is_finite(converted):
+                raise OverflowError(name)
+            yield converted.view(torch.uint8).numpy().data
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; takes no memory."""
+    low, high = tensor.aminmax()
+    return math.isfinite(low.item()) and math.isfinite(high.item())

@@ -1,0 +1,111 @@
+"""The command line: ``d3llm-trt build | generate | inspect``. Heavy modules load only inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+import d3llm_trt
+from d3llm_trt.cli_generate import generate
+from d3llm_trt.config import BACKENDS, DTYPES, BuildConfig
+from d3llm_trt.errors import D3llmError
+
+BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+PATH = click.Path(path_type=Path)
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands end with one line and an exit code, never a traceback, on anything a user can cause."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+        """Run and exit. Usage errors of click become one line too."""
+        try:
+            code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
+            sys.stdout.flush()
+        except BrokenPipeError:
+            code = _closed_pipe()
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = BAD_INPUT
+        except click.UsageError as error:
+            code = _fail(error.format_message() + (f" (see {error.ctx.command_path} --help)" if error.ctx else ""))
+        except click.ClickException as error:
+            code = _fail(error.format_message())
+        except D3llmError as error:
+            code = _fail(str(error))
+        except click.Abort:
+            code = INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; before click's own handling of a closed pipe."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            return _closed_pipe()
+
+
+def _closed_pipe() -> int:
+    """Whoever read our output has gone: leave nothing that the interpreter would flush into the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return CLOSED_PIPE
+
+
+def _fail(message: str) -> int:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    return BAD_INPUT
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    cli.main(prog_name="d3llm-trt")
+
+
+@click.group(cls=OneLineErrors, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.version_option(d3llm_trt.__version__, "--version", prog_name="d3llm-trt")
+def cli() -> None:
+    """Compiled engines and a fast unmasking loop for d3LLM diffusion language models."""
+
+
+@cli.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--output", "-o", type=PATH, required=True, help="Engine directory to write.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="torch", help="How the network is compiled.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Of weights; auto keeps the checkpoint's.")
+@click.option("--max-batch-size", type=int, default=8, help="Requests decoded together.")
+@click.option(
+    "--max-seq-len", type=int, show_default="the model's limit, at most 2048", help="Prompt plus answer of one request."
+)
+@click.option(
+    "--max-num-tokens", type=int, show_default="max-batch-size * max-seq-len", help="Rows of one forward pass."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an engine that is already there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def build(checkpoint: Path, output: Path, overwrite: bool, as_json: bool, **settings: Any) -> None:
+    """Turn the d3LLM CHECKPOINT directory into an engine directory."""
+    config = BuildConfig(**settings)
+    from d3llm_trt.inspection import engine_facts, print_facts
+    from d3llm_trt.progress import build_progress
+
+    with build_progress() as progress:
+        path = d3llm_trt.build_engine(checkpoint, output, config, overwrite=overwrite, progress=progress)
+    print_facts(engine_facts(path), as_json)
+
+
+@cli.command()
+@click.argument("path", type=PATH)
+@click.option("--verify", is_flag=True, help="Read every file of an engine and compare its checksum.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(path: Path, verify: bool, as_json: bool) -> None:
+    """Say what the engine or checkpoint directory PATH holds."""
+    from d3llm_trt.inspection import inspect_path, print_facts
+
+    print_facts(inspect_path(path, verify), as_json)
+
+
+cli.add_command(generate)

@@ -1,0 +1,31 @@
+"""Every error this package raises on purpose: one line that names the value, what is allowed and the fix."""
+
+from __future__ import annotations
+
+
+class D3llmError(Exception):
+    """Base of all errors raised on purpose by d3llm_trt."""
+
+
+class ConfigError(D3llmError, ValueError):
+    """A setting has a value that is not allowed, or an unknown key was given."""
+
+
+class CheckpointError(D3llmError, ValueError):
+    """A checkpoint directory cannot be read as a d3LLM checkpoint."""
+
+
+class BuildError(D3llmError, RuntimeError):
+    """An engine could not be built; nothing was published."""
+
+
+class EngineError(D3llmError, RuntimeError):
+    """An engine directory is missing, damaged, foreign, or does not fit this machine."""
+
+
+class RequestError(D3llmError, ValueError):
+    """One request is not acceptable; other requests are not affected."""
+
+
+class RequestCancelledError(D3llmError):
+    """The request was cancelled before it finished."""

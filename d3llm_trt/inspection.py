@@ -1,0 +1,117 @@
+"""What an engine or a checkpoint directory holds, as plain facts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from d3llm_trt.errors import EngineError
+from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.tokenizer_files import TOKENIZER_FILE
+
+Facts = dict[str, Any]
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+BYTE_FACTS = ("size", "kv_bytes_per_token")
+
+
+def inspect_path(path: Path, verify: bool) -> Facts:
+    """Facts of the directory ``path``. Raises EngineError or CheckpointError if it is neither kind or damaged."""
+    if not path.is_dir():
+        raise EngineError(f"{path}: no such directory; give an engine or a checkpoint directory")
+    if _is_engine(path):
+        return engine_facts(path, verify)
+    if verify:
+        raise EngineError(f"{path}: --verify needs an engine directory, which has checksums; leave out --verify")
+    return checkpoint_facts(path)
+
+
+def _is_engine(path: Path) -> bool:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # the checkpoint reader says what is wrong with the file
+    return isinstance(config, dict) and "pretrained_config" in config
+
+
+def engine_facts(path: Path, verify: bool = False) -> Facts:
+    """Facts from an engine's manifest; with ``verify``, every file is read and compared with its checksum."""
+    from d3llm_trt.manifest import load_manifest, verify_files
+
+    manifest = load_manifest(path)
+    if verify:
+        verify_files(path, manifest)
+    build, model = manifest.build_config, manifest.model_config
+    return {
+        "kind": "engine",
+        "path": str(path),
+        "backend": build.backend,
+        "format_version": manifest.format_version,
+        **model_facts(model, build.dtype),
+        "max_batch_size": build.max_batch_size,
+        "max_seq_len": build.max_seq_len,
+        "max_num_tokens": build.max_num_tokens,
+        "tokenizer": (path / TOKENIZER_FILE).is_file(),
+        "size": _size(path),
+        "files": sorted(manifest.files),
+        "verified": verify,
+    }
+
+
+def checkpoint_facts(path: Path) -> Facts:
+    """Facts from a checkpoint's configuration and headers; weights are not read."""
+    from d3llm_trt.build.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        **model_facts(checkpoint.config, checkpoint.dtype),
+        "tokenizer": any((path / name).is_file() for name in (TOKENIZER_FILE, "vocab.json")),
+        "size": _size(path),
+    }
+
+
+def model_facts(config: ModelConfig, dtype: str) -> Facts:
+    """A model's hyper-parameters, and its sizes when it runs in ``dtype``."""
+    facts = config.to_dict()
+    parameters = sum(math.prod(shape) for shape in config.tensor_shapes().values())
+    kv_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    family = {"family": facts.pop("family"), "dtype": dtype, "parameters": parameters}
+    return {**family, "kv_bytes_per_token": kv_values * DTYPE_BYTES[dtype], **facts}
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
+
+def print_facts(facts: Facts, as_json: bool) -> None:
+    """One JSON object, or a line per fact."""
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name.replace('_', ' '):{width}}  {_shown(name, value)}")
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if name in BYTE_FACTS:
+        return _bytes(value)
+    return f"{value:,}" if name == "parameters" else str(value)
+
+
+def _bytes(count: int) -> str:
+    amount = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024 or unit == "GiB":
+            break
+        amount /= 1024
+    return f"{amount:.4g} {unit}"

@@ -1,0 +1,1 @@
+"""The network of LLaDA and Dream, written once against the Ops protocol."""

@@ -1,0 +1,88 @@
+"""Accuracy and tokens per forward pass of the finished checkpoints on held-out problems, through the public API.
+
+``python -m examples.tiny_d3llm.evaluate --output benchmarks/results/tiny_d3llm.json``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d3llm_trt import LLM, DecodingConfig, RequestOutput, SamplingParams
+from d3llm_trt.model.config import FAMILIES
+from examples.tiny_d3llm.check import HELDOUT_SEED
+from examples.tiny_d3llm.problems import Problem, is_exact, make_problems
+from examples.tiny_d3llm.tokenizer import checkpoint_dir
+
+
+def decodings(thresholds: Sequence[float]) -> dict[str, DecodingConfig]:
+    """The vanilla baseline, then multi-block decoding at each threshold."""
+    chosen = {"LowConfidence": DecodingConfig(algorithm="LowConfidence", block_size=32)}
+    for threshold in thresholds:
+        chosen[f"FullAttnMultiBlock {threshold}"] = DecodingConfig(
+            algorithm="FullAttnMultiBlock",
+            block_size=32,
+            threshold=threshold,
+            block_add_threshold=0.1,
+            decoded_token_threshold=0.95,
+        )
+    return chosen
+
+
+def summary(problems: Sequence[Problem], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+    """Exact final results, the whole answer word for word, tokens per forward pass, and wrong answers to read."""
+    texts = [output.outputs[0].text for output in outputs]
+    wrong = [(p, text) for p, text in zip(problems, texts, strict=True) if not is_exact(text, p)]
+    same = sum(text.strip() == p.answer for p, text in zip(problems, texts, strict=True))
+    passes = sum(output.metrics.num_forward_passes for output in outputs)
+    tokens = sum(output.metrics.tokens_per_forward * output.metrics.num_forward_passes for output in outputs)
+    return {
+        "problems": len(problems),
+        "exact": 1 - len(wrong) / len(problems),
+        "same_text": same / len(problems),
+        "tokens_per_forward": tokens / passes,
+        "forward_passes": passes / len(problems),
+        "wrong": [{"question": p.question, "answer": p.answer, "generated": text} for p, text in wrong[:5]],
+    }
+
+
+def evaluate(llm: LLM, problems: Sequence[Problem], decoding: DecodingConfig, max_tokens: int) -> dict[str, Any]:
+    """Decode every problem as a chat."""
+    chats = [[{"role": "user", "content": problem.question}] for problem in problems]
+    outputs = llm.generate(chats, SamplingParams(max_tokens=max_tokens, decoding=decoding))
+    return summary(problems, outputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", choices=FAMILIES, nargs="+", default=list(FAMILIES))
+    parser.add_argument("--problems", type=int, default=500)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.4, 0.5])
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    args = parser.parse_args()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    result: dict[str, Any] = {"device": device, "torch": torch.__version__, "python": platform.python_version()}
+    result |= {"max_tokens": args.max_tokens, "heldout_seed": HELDOUT_SEED}
+    problems = make_problems(args.problems, HELDOUT_SEED, "heldout")
+    for family in args.families:
+        llm = LLM(str(checkpoint_dir(family)))
+        result[family] = {}
+        for name, decoding in decodings(args.thresholds).items():
+            numbers = evaluate(llm, problems, decoding, args.max_tokens)
+            result[family][name] = numbers
+            print(
+                f"{family}: {name}: exact {numbers['exact']:.3f}, TPF {numbers['tokens_per_forward']:.2f}", flush=True
+            )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

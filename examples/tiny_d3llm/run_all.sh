@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Train both families at the same time on one GPU: run_all.sh train|distill OUT SECONDS [BASE]
+#   train    writes OUT/FAMILY.base.safetensors
+#   distill  reads BASE/FAMILY.base.safetensors (BASE is OUT if not given), writes OUT/FAMILY.final.safetensors
+# Both write OUT/FAMILY.STAGE.json, a quick check on held-out problems.
+set -euo pipefail
+stage=$1 out=$2 seconds=$3 base=${4:-$2} python=${PYTHON:-python3}
+mkdir -p "$out"
+
+run_family() {
+  if [ "$stage" = train ]; then
+    "$python" -m examples.tiny_d3llm.train --family "$1" --out "$out" --seconds "$seconds" ${TRAIN_FLAGS:-}
+    weights=$out/$1.base.safetensors
+  else
+    "$python" -m examples.tiny_d3llm.distill --family "$1" --base "$base" --out "$out" --seconds "$seconds" ${DISTILL_FLAGS:-}
+    weights=$out/$1.final.safetensors
+  fi
+  "$python" -m examples.tiny_d3llm.check --family "$1" --weights "$weights" --output "$out/$1.$stage.json" ${CHECK_FLAGS:-}
+}
+
+run_family llada & llada=$!
+run_family dream & dream=$!
+status=0
+wait "$llada" || status=$?
+wait "$dream" || status=$?
+exit "$status"

@@ -1,0 +1,1 @@
+"""Engine directory to tokens: the unmasking loop and everything around it."""

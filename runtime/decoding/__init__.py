@@ -1,0 +1,1 @@
+"""The unmasking loop as tensor code over device-resident state."""

@@ -1,0 +1,104 @@
+"""DecodingConfig: which unmasking algorithm decodes a request, and its settings (spec B)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from d3llm_trt.config import from_mapping, is_integer, is_number, read_settings_file, require
+from d3llm_trt.errors import ConfigError
+from d3llm_trt.model.config import Family
+
+ALGORITHMS = ("FullAttnMultiBlock", "EntropyThreshold", "MultiBlock", "LowConfidence")
+AUTO: Literal["auto"] = "auto"
+
+# The published settings: SGLang's defaults for its two algorithms, d3LLM's GSM8K harness for its own.
+_DEFAULT_THRESHOLDS: dict[str, dict[Family, float | None]] = {
+    "FullAttnMultiBlock": {"llada": 0.4, "dream": 0.4},
+    "EntropyThreshold": {"llada": 0.95, "dream": 0.95},
+    "MultiBlock": {"llada": 0.5, "dream": 0.4},
+    "LowConfidence": {"llada": None, "dream": None},
+}
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """Settings of one request's decoder. Keys are SGLang's; an unknown key is an error.
+
+    Args:
+        algorithm: ``FullAttnMultiBlock`` (spec B.1), ``EntropyThreshold`` (B.2), ``MultiBlock`` (B.3 to B.5) or
+            ``LowConfidence`` (B.6).
+        block_size: generated positions per block.
+        threshold: entropy (nats) below which a token is committed; ``"auto"`` takes the published value of the
+            algorithm and family; ``None`` sets no limit, and for ``LowConfidence`` keeps its fixed schedule.
+        block_add_threshold: share of a block that must be decoded before the next block is opened.
+        decoded_token_threshold: share of a block that must be decoded before the next block is fully activated.
+        cache_delay_iter: ``MultiBlock`` only: passes a finished block waits before its K/V are reused; ``None``
+            never reuses any.
+        refresh_interval: ``MultiBlock`` with cache only: a full pass every so many passes; ``None`` never.
+        early_stop: stop once the answer's first EOS is certain.
+        steps: ``LowConfidence`` only: passes for the whole answer; ``None`` commits one token per pass.
+    """
+
+    algorithm: str = "FullAttnMultiBlock"
+    block_size: int = 32
+    threshold: float | Literal["auto"] | None = AUTO
+    block_add_threshold: float = 0.1
+    decoded_token_threshold: float = 0.95
+    cache_delay_iter: int | None = None
+    refresh_interval: int | None = None
+    early_stop: bool = True
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
+        require(_at_least(self.block_size, 1), "block_size", self.block_size, "an integer of 1 or more")
+        require(
+            self.threshold is None or self.threshold == AUTO or is_number(self.threshold),
+            "threshold", self.threshold, 'a number (nats), "auto" or None',
+        )  # fmt: skip
+        require(is_number(self.block_add_threshold), "block_add_threshold", self.block_add_threshold, "a number")
+        require(
+            is_number(self.decoded_token_threshold) and self.decoded_token_threshold <= 1.0,
+            "decoded_token_threshold", self.decoded_token_threshold, "a number of at most 1.0",
+        )  # fmt: skip
+        for name, low in (("cache_delay_iter", 0), ("refresh_interval", 1), ("steps", 1)):
+            value = getattr(self, name)
+            require(value is None or _at_least(value, low), name, value, f"None or an integer of {low} or more")
+        require(isinstance(self.early_stop, bool), "early_stop", self.early_stop, "True or False")
+        self._require_used("cache_delay_iter", "MultiBlock")
+        self._require_used("refresh_interval", "MultiBlock")
+        self._require_used("steps", "LowConfidence")
+        if self.refresh_interval is not None and self.cache_delay_iter is None:
+            raise ConfigError("refresh_interval needs cache_delay_iter: without a KV cache there is nothing to refresh")
+
+    def _require_used(self, name: str, algorithm: str) -> None:
+        value = getattr(self, name)
+        if value is not None and self.algorithm != algorithm:
+            raise ConfigError(f"{name} is {value!r}, but {self.algorithm} does not use it; only {algorithm} does")
+
+    def threshold_for(self, family: Family) -> float | None:
+        """The entropy threshold in nats with ``"auto"`` resolved; ``None`` means no limit."""
+        if self.threshold == AUTO:
+            return _DEFAULT_THRESHOLDS[self.algorithm][family]
+        return self.threshold  # type: ignore[return-value]
+
+    def with_changes(self, **changes: Any) -> DecodingConfig:
+        """A copy with some settings replaced."""
+        return replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DecodingConfig:
+        """From a mapping. Raises ConfigError on an unknown key or a bad value."""
+        return from_mapping(cls, values, "decoding config")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> DecodingConfig:
+        """From a YAML or JSON file. Raises ConfigError on an unreadable file, an unknown key or a bad value."""
+        return from_mapping(cls, read_settings_file(path) or {}, f"decoding config {path}")
+
+
+def _at_least(value: object, low: int) -> bool:
+    return is_integer(value) and value >= low  # type: ignore[operator]

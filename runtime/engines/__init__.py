@@ -1,0 +1,1 @@
+"""Engines: a batch of windows in, logits of the requested rows out."""
