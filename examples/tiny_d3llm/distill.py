@@ -59,6 +59,8 @@ def collect(config: ModelConfig, weights: Weights, family: Family, seconds: floa
             break
     rows = sum(len(part.commit) for part in parts)
     print(f"distill {family}: {rows} trajectories, {time.monotonic() - start:.0f} s", flush=True)
+    if not rows:
+        raise SystemExit(f"distill {family}: the base model solved none of the problems; train it for longer")
     return _joined(parts)
 
 

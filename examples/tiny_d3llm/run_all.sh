@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Train both families at the same time on one GPU: run_all.sh train|distill OUT SECONDS [BASE]
+# Train both families at the same time: run_all.sh train|distill OUT SECONDS [BASE]
 #   train    writes OUT/FAMILY.base.safetensors
 #   distill  reads BASE/FAMILY.base.safetensors (BASE is OUT if not given), writes OUT/FAMILY.final.safetensors
-# Both write OUT/FAMILY.STAGE.json, a quick check on held-out problems.
+# Both write OUT/FAMILY.STAGE.json, a quick check on held-out problems. Where there are two GPUs, each gets a family.
 set -euo pipefail
 stage=$1 out=$2 seconds=$3 base=${4:-$2} python=${PYTHON:-python3}
 mkdir -p "$out"
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 
 run_family() {
   if [ "$stage" = train ]; then
@@ -18,8 +19,9 @@ run_family() {
   "$python" -m examples.tiny_d3llm.check --family "$1" --weights "$weights" --output "$out/$1.$stage.json" ${CHECK_FLAGS:-}
 }
 
-run_family llada & llada=$!
-run_family dream & dream=$!
+second_gpu=$((gpus > 1 ? 1 : 0))
+CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} run_family llada & llada=$!
+CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-$second_gpu} run_family dream & dream=$!
 status=0
 wait "$llada" || status=$?
 wait "$dream" || status=$?
