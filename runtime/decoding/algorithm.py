@@ -1,0 +1,56 @@
+"""What an unmasking algorithm is: which blocks are open before a pass, and what the pass commits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from d3llm_trt.model.config import Family
+from d3llm_trt.runtime.decoding.blocks import Blocks
+from d3llm_trt.runtime.decoding.state import Progress, Settings
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Before a pass: ``opened[B]`` generated blocks, ``active[B, K]`` ones, candidates end at ``limit[B]``, and the
+    network sees ``live_length[B]`` positions."""
+
+    opened: Tensor
+    active: Tensor
+    limit: Tensor
+    live_length: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the network says about the candidates, dense ``[B, W]``.
+
+    ``entropy`` is infinite and ``confidence``, the probability of the (sampled) token, -1 elsewhere.
+    """
+
+    entropy: Tensor
+    confidence: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Positions to commit, ``[B, W]``: ``sampled`` take the sampled token, ``greedy`` the most likely one."""
+
+    sampled: Tensor
+    greedy: Tensor
+
+
+class Algorithm(Protocol):
+    """Tensor code over rows of the state, all of them at once; rows of other algorithms are computed and ignored."""
+
+    def open(self, settings: Settings, progress: Progress, blocks: Blocks) -> Opening:
+        """Which blocks are open in the next pass."""
+        ...
+
+    def accept(
+        self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores
+    ) -> Choice:
+        """Which candidates this pass commits."""
+        ...

@@ -1,0 +1,68 @@
+"""Decoder: the slots of one engine, and the steps that advance them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from d3llm_trt.runtime.decoding.state import DecodingState, new_request
+from d3llm_trt.runtime.decoding.step import SlotReport, StepShape, plan_pass, read_report, report, run_step
+from d3llm_trt.runtime.engines.base import Engine
+from d3llm_trt.runtime.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class _Occupant:
+    """What the host knows of a request for as long as it is in a slot."""
+
+    length: int
+    blocks: int
+    algorithm: str
+    sampling: bool
+
+
+class Decoder:
+    """Requests enter and leave slots between steps; all slots named in a step advance by one pass."""
+
+    def __init__(self, engine: Engine) -> None:
+        spec = engine.spec
+        self._engine = engine
+        self._state = DecodingState.empty(spec.max_batch_size, spec.max_seq_len, spec.device)
+        self._occupants: dict[int, _Occupant] = {}
+        self.reports: dict[int, SlotReport] = {}
+
+    def admit(self, slot: int, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Put a request that fits the engine into a slot. Raises RequestError if its settings do not fit each other."""
+        config, algorithm = self._engine.spec.model_config, params.decoding.algorithm
+        settings, progress = new_request(config, prompt_token_ids, params)
+        # Planned on the host, so that admission does not wait for the device.
+        progress = plan_pass(config, (algorithm,), settings, progress)
+        self._state.admit(slot, settings, progress)
+        length, blocks = progress.canvas.shape[1], progress.active.shape[1]
+        self._occupants[slot] = _Occupant(length, blocks, algorithm, params.temperature > 0)
+        self.reports[slot] = read_report(report(progress))[0]
+
+    def step(self, slots: Sequence[int]) -> list[SlotReport]:
+        """One pass for the requests in ``slots``."""
+        where = torch.tensor(slots, device=self._engine.spec.device)
+        reports = read_report(run_step(self._engine, self._state, where, self._shape(slots)))
+        self.reports.update(zip(slots, reports, strict=True))
+        return reports
+
+    def _shape(self, slots: Sequence[int]) -> StepShape:
+        occupants, reports = [self._occupants[slot] for slot in slots], [self.reports[slot] for slot in slots]
+        return StepShape(
+            width=max(occupant.length for occupant in occupants),
+            blocks=max(occupant.blocks for occupant in occupants),
+            tokens=sum(report.window_tokens for report in reports),
+            rows=sum(report.candidates for report in reports),
+            algorithms=tuple(sorted({occupant.algorithm for occupant in occupants})),
+            sampling=any(occupant.sampling for occupant in occupants),
+        )
+
+    def read(self, slot: int) -> tuple[list[int], list[int]]:
+        """The canvas of a slot and the pass that committed each position; waits for the device."""
+        progress, length = self._state.progress, self._occupants[slot].length
+        return progress.canvas[slot, :length].tolist(), progress.commit_steps[slot, :length].tolist()

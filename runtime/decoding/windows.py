@@ -1,0 +1,80 @@
+"""KV windows: when a finished block's keys and values are reused instead of computed (spec B.4, B.5).
+
+Every pass writes the K/V of its window, so to cache a block is to start later windows behind it. Our clean version of
+the published decoders: the cache is always cut at its logical length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from d3llm_trt.model.config import Family
+from d3llm_trt.runtime.decoding.blocks import Blocks
+from d3llm_trt.runtime.decoding.state import NO_PASS, Progress, Settings
+
+
+def plan_window(
+    family: Family, settings: Settings, before: Progress, progress: Progress, blocks: Blocks
+) -> Progress:
+    """Choose the window of the next pass; ``before`` still has the blocks that were open in the last one."""
+    number = progress.passes + 1
+    length = progress.cache_length
+    progress = _retire_behind_eos(family, number, before, progress, blocks)
+    done_pass, ready = _scan(family, settings, progress, blocks, number)
+    grown = torch.where(ready, blocks.end, 0).amax(1).clamp(min=0)
+    grows = grown > length
+    block_cached = progress.block_cached | ready
+    opened = blocks.numbers <= progress.opened[:, None]
+    settling = (opened & (blocks.masks == 0) & (done_pass != NO_PASS) & ~block_cached).any(1)
+    interval = settings.refresh_interval
+    refresh = (interval > 0) & (number % interval.clamp(min=1) == 0)
+    reuse = settings.cached & (grows | ~(settling | refresh))
+    return replace(
+        progress,
+        block_cached=block_cached,
+        done_pass=done_pass,
+        window_start=torch.where(reuse, length, 0),
+        cache_length=torch.where(settings.cached & grows, grown, length),
+    )
+
+
+def _retire_behind_eos(
+    family: Family, number: Tensor, before: Progress, progress: Progress, blocks: Blocks
+) -> Progress:
+    """Blocks behind an EOS count as cached: LLaDA's only if they were not open yet, Dream's all."""
+    behind = blocks.previous(blocks.end) > blocks.first_eos[:, None]
+    behind &= (blocks.numbers > 0) & (blocks.numbers <= progress.opened[:, None])
+    if family == "llada":
+        behind &= blocks.numbers > before.opened[:, None]
+    return replace(
+        progress,
+        block_cached=progress.block_cached | behind,
+        done_pass=torch.where(behind & (progress.done_pass == NO_PASS), number[:, None], progress.done_pass),
+    )
+
+
+def _scan(
+    family: Family, settings: Settings, progress: Progress, blocks: Blocks, number: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Passes in which blocks were found finished, and blocks old enough to be cached now: ``[B, K]`` each.
+
+    Blocks are looked at in order up to the first unfinished one; LLaDA also stops at the first that is too young.
+    """
+    inside = blocks.end <= progress.cache_length[:, None]
+    finished = (blocks.masks == 0) & (blocks.numbers <= progress.opened[:, None])
+    seen = _leading(finished | inside) & ~inside
+    known = torch.where(progress.done_pass == NO_PASS, number[:, None], progress.done_pass)
+    old = number[:, None] - known >= settings.cache_delay[:, None]
+    if family == "llada":
+        no_young_before = _leading(~(seen & ~old))
+        seen &= torch.cat((torch.ones_like(seen[:, :1]), no_young_before[:, :-1]), dim=1)
+    done_pass = torch.where(seen, known, progress.done_pass)
+    return done_pass, seen & old & ~progress.block_cached
+
+
+def _leading(flags: Tensor) -> Tensor:
+    """True up to the first False of each row."""
+    return flags.int().cumprod(1).bool()

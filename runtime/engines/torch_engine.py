@@ -1,0 +1,81 @@
+"""The torch engine: packed weights and TorchOps, on the CPU (the reference) or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from d3llm_trt.errors import EngineError
+from d3llm_trt.manifest import REBUILD, WEIGHTS_FILE, Manifest
+from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.torch_ops import TorchOps, Window
+from d3llm_trt.model.transformer import forward
+from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
+from d3llm_trt.runtime.kv_cache import allocate_kv_cache
+
+
+class TorchEngine:
+    """The Engine protocol over torch tensors.
+
+    Args:
+        spec: what it is and can take; its KV cache is allocated here.
+        weights: packed weights by name (:meth:`ModelConfig.tensor_shapes`) in the spec's dtype, on its device.
+
+    Raises EngineError if the KV cache does not fit the memory.
+    """
+
+    def __init__(self, spec: EngineSpec, weights: Mapping[str, Tensor]) -> None:
+        self.spec = spec
+        self._weights = weights
+        self.kv_cache = allocate_kv_cache(
+            spec.model_config, spec.max_batch_size, spec.max_seq_len, spec.dtype, spec.device
+        )
+
+    @classmethod
+    def load(cls, directory: Path, manifest: Manifest, device: torch.device, max_batch_size: int) -> TorchEngine:
+        """From an engine directory whose files were verified. Raises EngineError naming what is wrong."""
+        build, config = manifest.build_config, manifest.model_config
+        assert build.max_seq_len is not None and build.max_num_tokens is not None
+        spec = EngineSpec(
+            model_config=config,
+            backend=manifest.backend,
+            dtype=getattr(torch, build.dtype),
+            device=device,
+            max_batch_size=max_batch_size,
+            max_seq_len=build.max_seq_len,
+            max_num_tokens=build.max_num_tokens,
+        )
+        return cls(spec, _load_weights(directory / WEIGHTS_FILE, config, spec.dtype, device))
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """See :meth:`Engine.forward`. Reads the window layout on the host, so it cannot be captured."""
+        config = self.spec.model_config
+        ops = TorchOps(config, self._weights, self.kv_cache, batch.positions, _windows(batch))
+        return forward(config, ops, batch.token_ids, batch.logit_rows)
+
+
+def _windows(batch: ForwardBatch) -> list[Window]:
+    edges = batch.cu_window.tolist()
+    rows = zip(edges, edges[1:], batch.slots.tolist(), batch.kv_lengths.tolist(), strict=False)
+    return [Window(*row) for row in rows]
+
+
+def _load_weights(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Every packed weight, memory-mapped on the CPU."""
+    expected = config.tensor_shapes()
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise EngineError(f"{path}: cannot be read: {error}; {REBUILD}") from error
+    except RuntimeError as error:  # also torch.OutOfMemoryError
+        raise EngineError(f"{path}: the weights do not fit the memory of {device}: {error}") from error
+    found = {name: (tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
+    if wrong := sorted(name for name in expected.keys() | found.keys() if found.get(name) != (expected.get(name), dtype)):
+        raise EngineError(f"{path}: tensor {wrong[0]} is not what its manifest says; {REBUILD}")
+    return weights
