@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from d3llm_trt.errors import EngineError
+from d3llm_trt.manifest import is_engine, load_manifest, verify_files
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.tokenizer_files import TOKENIZER_FILE
 
@@ -22,25 +23,15 @@ def inspect_path(path: Path, verify: bool) -> Facts:
     """Facts of the directory ``path``. Raises EngineError or CheckpointError if it is neither kind or damaged."""
     if not path.is_dir():
         raise EngineError(f"{path}: no such directory; give an engine or a checkpoint directory")
-    if _is_engine(path):
+    if is_engine(path):
         return engine_facts(path, verify)
     if verify:
         raise EngineError(f"{path}: --verify needs an engine directory, which has checksums; leave out --verify")
     return checkpoint_facts(path)
 
 
-def _is_engine(path: Path) -> bool:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # the checkpoint reader says what is wrong with the file
-    return isinstance(config, dict) and "pretrained_config" in config
-
-
 def engine_facts(path: Path, verify: bool = False) -> Facts:
     """Facts from an engine's manifest; with ``verify``, every file is read and compared with its checksum."""
-    from d3llm_trt.manifest import load_manifest, verify_files
-
     manifest = load_manifest(path)
     if verify:
         verify_files(path, manifest)

@@ -99,6 +99,17 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
+def is_engine(directory: Path) -> bool:
+    """Whether ``directory`` is meant as an engine, sound or not, rather than as a checkpoint."""
+    if (directory / WEIGHTS_FILE).exists():
+        return True
+    try:
+        config = json.loads((directory / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False  # the checkpoint reader says what is wrong with the file
+    return isinstance(config, dict) and "pretrained_config" in config
+
+
 def load_manifest(directory: str | Path) -> Manifest:
     """The manifest of an engine directory; its files are not read, see :func:`verify_files`.
 

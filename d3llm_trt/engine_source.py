@@ -1,0 +1,52 @@
+"""What a user names as a model, an engine or a checkpoint directory, as an engine directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from d3llm_trt.config import BuildConfig, require
+from d3llm_trt.errors import ConfigError, EngineError
+from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Manifest, Progress, is_engine, load_manifest, verify_files
+
+
+def engine_for(
+    model: str | Path,
+    *,
+    backend: str | None = None,
+    dtype: str | None = None,
+    max_batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, Manifest]:
+    """The engine directory for ``model`` and its manifest, every file verified.
+
+    A checkpoint is built into the cache directory first, unless it is there. Raises ConfigError where an engine was
+    built with other settings, EngineError or CheckpointError where a directory is not sound.
+    """
+    path = Path(model)
+    if not path.is_dir():
+        state = "not a directory" if path.exists() else "no such directory"
+        raise EngineError(f"{path}: {state}; give an engine or a checkpoint directory")
+    if not (path / MANIFEST_FILE).exists():
+        raise EngineError(f"{path}: has no {MANIFEST_FILE}; give an engine or a checkpoint directory")
+    if is_engine(path):
+        manifest = load_manifest(path)
+        _check_settings(manifest, backend, dtype, max_batch_size)
+        verify_files(path, manifest, progress)
+        return path, manifest
+    from d3llm_trt.build.builder import build_cached_engine
+
+    given = {"backend": backend, "dtype": dtype, "max_batch_size": max_batch_size}
+    config = BuildConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    built = build_cached_engine(path, config, progress)
+    return built, load_manifest(built)
+
+
+def _check_settings(manifest: Manifest, backend: str | None, dtype: str | None, max_batch_size: int | None) -> None:
+    build = manifest.build_config
+    for name, value, actual in (("backend", backend, build.backend), ("dtype", dtype, build.dtype)):
+        if value not in (None, "auto", actual):
+            raise ConfigError(f"{name} is {value!r}, but the engine was built with {actual!r}; leave it out, or {REBUILD}")
+    top = build.max_batch_size
+    if max_batch_size is not None:
+        allowed = f"integers in 1..{top}, which the engine was built for"
+        require(isinstance(max_batch_size, int) and 1 <= max_batch_size <= top, "max_batch_size", max_batch_size, allowed)

@@ -1,0 +1,210 @@
+"""LLM: prompts to answers, on the threads of whoever asks, with one engine behind."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import sys
+import weakref
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from d3llm_trt.engine_source import engine_for
+from d3llm_trt.errors import D3llmError, RequestError
+from d3llm_trt.manifest import Progress
+from d3llm_trt.progress import build_progress
+from d3llm_trt.runtime.answer import failed_output
+from d3llm_trt.runtime.loading import load_engine
+from d3llm_trt.runtime.outputs import RequestOutput
+from d3llm_trt.runtime.request import Request, RequestMaker, Sink
+from d3llm_trt.runtime.sampling_params import SamplingParams
+from d3llm_trt.runtime.scheduler import Scheduler
+from d3llm_trt.runtime.tokenizer import Tokenizer
+from d3llm_trt.runtime.worker import Worker
+
+
+class LLM:
+    """A d3LLM model that answers prompts.
+
+    Args:
+        model: an engine directory, or a Hugging Face checkpoint directory, which is built into the cache directory
+            first (``$D3LLM_TRT_CACHE``, by default ``~/.cache/d3llm-trt``).
+        backend: of a checkpoint's engine; an engine directory has its own.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; by default a GPU if there is one.
+        dtype: of a checkpoint's engine; by default the checkpoint's.
+        max_batch_size: requests decoded together; by default, and at most, the engine's.
+        cuda_graphs: ``all``, ``largest`` or ``off``; by default what the engine and the GPU can.
+        progress: called as ``progress(stage, done, total)``; by default a bar on a terminal.
+
+    A prompt is a text, which is encoded as it is, ``{"prompt_token_ids": [...]}`` where mask ids are filled in too,
+    or a list of chat messages. Any number of threads may ask at the same time; their requests share the batch.
+    Raises ConfigError, CheckpointError or EngineError.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        backend: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_batch_size: int | None = None,
+        cuda_graphs: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        with _shown(progress) as show:
+            directory, manifest = engine_for(
+                model, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
+            )
+        engine = load_engine(
+            directory, manifest, device=device, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs
+        )
+        self.spec = engine.spec
+        self.tokenizer = Tokenizer.load(directory)
+        self._maker = RequestMaker(engine.spec, self.tokenizer)
+        self._worker = Worker(Scheduler(engine, self.tokenizer))
+        self._numbers = itertools.count()
+        self._finalizer = weakref.finalize(self, self._worker.close)
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer all prompts, in their order; ``use_tqdm`` shows a progress bar on standard error.
+
+        A request that is not acceptable or fails has ``error`` set and an empty answer; the others are not affected.
+        Raises RequestError only where prompts and ``sampling_params`` differ in number.
+        """
+        listed = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
+        params = _one_each(sampling_params, len(listed))
+        outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+        ids = [str(next(self._numbers)) for _ in listed]
+        finished: dict[str, RequestOutput] = {}
+        try:
+            for request_id, prompt, settings in zip(ids, listed, params, strict=True):
+                self._submit_or_fail(request_id, prompt, settings, outputs.put)
+            with _progress_bar(len(listed), use_tqdm) as advance:
+                while len(finished) < len(ids):
+                    output = outputs.get()
+                    finished[output.request_id] = output
+                    advance()
+        finally:
+            for request_id in ids:
+                if request_id not in finished:
+                    self._worker.cancel(request_id)
+        return [finished[request_id] for request_id in ids]
+
+    def generate_stream(
+        self, prompt: Any, sampling_params: SamplingParams | None = None, *, canvas: bool = False
+    ) -> Iterator[RequestOutput]:
+        """Growing committed prefixes of one answer; nothing shown is taken back, and the last one is ``finished``.
+
+        With ``canvas`` there is an output for every pass, with all positions in ``output.canvas``. Raises what is
+        wrong with the request, or why it failed. Leaving the loop early cancels the request.
+        """
+        outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+        request = self._make(prompt, sampling_params, outputs.put, stream=True, canvas=canvas)
+        return self._stream(request, outputs)
+
+    def _stream(
+        self, request: Request, outputs: queue.SimpleQueue[RequestOutput]
+    ) -> Generator[RequestOutput, None, None]:
+        self._worker.submit(request)
+        try:
+            while True:
+                output = _or_raise(outputs.get())
+                yield output
+                if output.finished:
+                    return
+        finally:
+            self._worker.cancel(request.request_id)
+
+    async def generate_async(
+        self, prompt: Any, sampling_params: SamplingParams | None = None, *, canvas: bool = False
+    ) -> AsyncIterator[RequestOutput]:
+        """:meth:`generate_stream` for ``async for``; the event loop is never blocked."""
+        loop, outputs = asyncio.get_running_loop(), asyncio.Queue[RequestOutput]()
+
+        def sink(output: RequestOutput) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(outputs.put_nowait, output)
+
+        request = self._make(prompt, sampling_params, sink, stream=True, canvas=canvas)
+        self._worker.submit(request)
+        try:
+            while True:
+                output = _or_raise(await outputs.get())
+                yield output
+                if output.finished:
+                    return
+        finally:
+            self._worker.cancel(request.request_id)
+
+    def close(self) -> None:
+        """End all requests and the engine's thread; asking again raises EngineError."""
+        self._finalizer()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _make(self, prompt: Any, params: SamplingParams | None, sink: Sink, **options: bool) -> Request:
+        return self._maker.make(str(next(self._numbers)), prompt, params or SamplingParams(), sink, **options)
+
+    def _submit_or_fail(self, request_id: str, prompt: Any, params: SamplingParams, sink: Sink) -> None:
+        try:
+            request = self._maker.make(request_id, prompt, params, sink)
+        except D3llmError as error:
+            text = prompt if isinstance(prompt, str) else None
+            sink(failed_output(Request(request_id, text, [], SamplingParams(), sink), error))
+            return
+        self._worker.submit(request)
+
+
+def _one_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"sampling_params has {len(params)} entries for {count} prompts; allowed: one, or one each")
+    return params
+
+
+def _or_raise(output: RequestOutput) -> RequestOutput:
+    if output.error is not None:
+        raise output.error
+    return output
+
+
+@contextmanager
+def _shown(progress: Progress | None) -> Iterator[Progress | None]:
+    if progress is not None:
+        yield progress
+        return
+    with build_progress() as bar:
+        yield bar
+
+
+@contextmanager
+def _progress_bar(total: int, shown: bool) -> Iterator[Any]:
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(file=sys.stderr), transient=True) as bars:
+        task = bars.add_task("answers", total=total)
+        yield lambda: bars.advance(task)

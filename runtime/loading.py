@@ -1,0 +1,51 @@
+"""Engine directory to a running engine: which class runs a backend, and on which device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from d3llm_trt.config import require
+from d3llm_trt.errors import ConfigError
+from d3llm_trt.manifest import Manifest
+from d3llm_trt.runtime.engines.base import Engine
+from d3llm_trt.runtime.engines.torch_engine import TorchEngine
+
+OLDEST_GPU = (8, 0)
+CUDA_GRAPHS = ("all", "largest", "off")
+
+
+def load_engine(
+    directory: Path,
+    manifest: Manifest,
+    *,
+    device: str | None = None,
+    max_batch_size: int | None = None,
+    cuda_graphs: str | None = None,
+) -> Engine:
+    """The engine in a verified directory. Raises ConfigError or EngineError."""
+    where = choose_device(device)
+    if cuda_graphs is not None:
+        require(cuda_graphs in CUDA_GRAPHS, "cuda_graphs", cuda_graphs, "all, largest, off, or None for the default")
+    engine = TorchEngine.load(directory, manifest, where, max_batch_size or manifest.build_config.max_batch_size)
+    if cuda_graphs not in (None, "off") and not engine.spec.graph_capturable:
+        reason = f"the {engine.spec.backend} engine on {where.type} cannot run inside a CUDA graph"
+        raise ConfigError(f"cuda_graphs is {cuda_graphs!r}, but {reason}; allowed: off or None")
+    return engine
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device; by default the first GPU that is new enough, or the CPU. Raises ConfigError."""
+    usable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= OLDEST_GPU
+    if name is None:
+        return torch.device("cuda" if usable else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}; allowed: cpu, cuda, cuda:0, ...") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        require((device.index or 0) < count, "device", name, f"{count} GPUs are visible, so cpu or cuda:N with N below")
+    require(device.type in ("cpu", "cuda"), "device", name, "cpu, cuda, cuda:0, ...")
+    return device

@@ -1,0 +1,106 @@
+"""Scheduler: continuous batching. Requests join and leave between steps, first come, first served."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from d3llm_trt.errors import D3llmError, EngineError
+from d3llm_trt.runtime.answer import Answer, failed_output
+from d3llm_trt.runtime.decoding.decoder import Decoder
+from d3llm_trt.runtime.decoding.step import SlotReport
+from d3llm_trt.runtime.engines.base import Engine
+from d3llm_trt.runtime.request import Request
+from d3llm_trt.runtime.tokenizer import Tokenizer
+
+
+class Scheduler:
+    """Owns the engine's slots. Not thread-safe: one thread adds, cancels and steps.
+
+    A request waits until there is a slot for it and room for its whole canvas among ``max_num_tokens``; nobody
+    behind it in the queue overtakes it.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        self._spec = engine.spec
+        self._tokenizer = tokenizer
+        self._decoder = Decoder(engine)
+        self._waiting: deque[Request] = deque()
+        self._running: dict[int, tuple[Request, Answer]] = {}
+        self._free = deque(range(self._spec.max_batch_size))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is waiting or running."""
+        return bool(self._waiting or self._running)
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self._waiting.append(request)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; its slot is free at the next step. Its sink is not called again."""
+        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
+        for slot, (request, _) in list(self._running.items()):
+            if request.request_id == request_id:
+                self._release(slot)
+
+    def step(self) -> None:
+        """Admit what fits, make one pass for all running requests, and give their outputs to their sinks.
+
+        An engine that fails, fails the requests in this pass; the scheduler goes on.
+        """
+        self._admit()
+        slots = sorted(self._running)
+        if not slots:
+            return
+        try:
+            reports = self._decoder.step(slots)
+        except Exception as error:  # noqa: BLE001 (whatever an engine raises must reach the requests it ran)
+            self.fail_running(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
+            return
+        for slot, report in zip(slots, reports, strict=True):
+            self._deliver(slot, report)
+
+    def fail_all(self, error: D3llmError) -> None:
+        """End every request with ``error``."""
+        self.fail_running(error)
+        while self._waiting:
+            request = self._waiting.popleft()
+            request.sink(failed_output(request, error))
+
+    def fail_running(self, error: D3llmError) -> None:
+        """End every request that has a slot with ``error``."""
+        for slot, (request, answer) in list(self._running.items()):
+            self._release(slot)
+            request.sink(answer.failure(error))
+
+    def _admit(self) -> None:
+        while self._waiting and self._free and self._has_room(self._waiting[0]):
+            request, slot = self._waiting.popleft(), self._free.popleft()
+            answer = Answer(request, self._tokenizer, self._spec.model_config.eos_token_id)
+            self._decoder.admit(slot, request.prompt_token_ids, request.params)
+            self._running[slot] = (request, answer)
+
+    def _has_room(self, request: Request) -> bool:
+        taken = sum(other.length for other, _ in self._running.values())
+        return taken + request.length <= self._spec.max_num_tokens
+
+    def _deliver(self, slot: int, report: SlotReport) -> None:
+        request, answer = self._running[slot]
+        answer.note_pass()
+        if report.failed:
+            self._release(slot)
+            fix = "check the weights, or use a wider dtype"
+            request.sink(answer.failure(EngineError(f"pass {report.passes} gave logits that are not numbers; {fix}")))
+            return
+        if not (report.done or answer.looks_at_every_pass):
+            return
+        output = answer.output(*self._decoder.read(slot), done=report.done)
+        if output.finished:
+            self._release(slot)
+        if answer.is_news(output):
+            request.sink(output)
+
+    def _release(self, slot: int) -> None:
+        del self._running[slot]
+        self._free.append(slot)
