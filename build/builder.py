@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
-from d3llm_trt.build.engine_dir import check_target, publish
-from d3llm_trt.build.weights_file import header_bytes, write_weights
 from filelock import FileLock
 
 import d3llm_trt
+from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
+from d3llm_trt.build.engine_dir import check_target, publish
+from d3llm_trt.build.weights_file import header_bytes, write_weights
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, EngineError
 from d3llm_trt.manifest import (

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from d3llm_trt.build.checkpoint_config import model_config
 from d3llm_trt.build.weights_file import DOWNLOAD_AGAIN, TORCH_DTYPES, WeightsFile, is_finite, open_weights
-
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.model.config import Family, ModelConfig
 from d3llm_trt.strict_json import parse_object, read_bytes

@@ -56,7 +56,9 @@ def check_target(target: Path, overwrite: bool) -> None:
     if engine_files is None:
         raise BuildError(f"{target}: not empty and not an engine; choose another engine directory, or remove it")
     if not overwrite:
-        raise BuildError(f"{target}: there is an engine already; choose another directory, or pass overwrite=True (--overwrite)")
+        raise BuildError(
+            f"{target}: there is an engine already; choose another directory, or pass overwrite=True (--overwrite)"
+        )
     if foreign := [name for name in names if name not in engine_files]:
         raise BuildError(f"{target}: {foreign[0]} is not part of the engine there; move it away before overwriting")
 

@@ -45,8 +45,12 @@ def _check_settings(manifest: Manifest, backend: str | None, dtype: str | None, 
     build = manifest.build_config
     for name, value, actual in (("backend", backend, build.backend), ("dtype", dtype, build.dtype)):
         if value not in (None, "auto", actual):
-            raise ConfigError(f"{name} is {value!r}, but the engine was built with {actual!r}; leave it out, or {REBUILD}")
+            raise ConfigError(
+                f"{name} is {value!r}, but the engine was built with {actual!r}; leave it out, or {REBUILD}"
+            )
     top = build.max_batch_size
     if max_batch_size is not None:
         allowed = f"integers in 1..{top}, which the engine was built for"
-        require(isinstance(max_batch_size, int) and 1 <= max_batch_size <= top, "max_batch_size", max_batch_size, allowed)
+        require(
+            isinstance(max_batch_size, int) and 1 <= max_batch_size <= top, "max_batch_size", max_batch_size, allowed
+        )

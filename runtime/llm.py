@@ -60,9 +60,7 @@ class LLM:
             directory, manifest = engine_for(
                 model, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
             )
-        engine = load_engine(
-            directory, manifest, device=device, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs
-        )
+        engine = load_engine(directory, manifest, device=device, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs)
         self.spec = engine.spec
         self.tokenizer = Tokenizer.load(directory)
         self._maker = RequestMaker(engine.spec, self.tokenizer)
@@ -172,9 +170,7 @@ class LLM:
         self._worker.submit(request)
 
 
-def _one_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> Sequence[SamplingParams]:
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
     if len(params) != count:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.build.checkpoint import open_checkpoint
+from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.runtime.decoding.decoder import Decoder
 from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
-
-from d3llm_trt import DecodingConfig, SamplingParams
-from d3llm_trt.model.config import ModelConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 NEVER_CACHED = 10_000  # a reference's "no cache"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from checkpoints import make_checkpoint
-from d3llm_trt.build.builder import build_engine
 
+from d3llm_trt.build.builder import build_engine
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.manifest import load_manifest, verify_files
 

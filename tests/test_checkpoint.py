@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import INDEX_FILE, edit_config, make_checkpoint, write_tensors
-from d3llm_trt.build import checkpoint as checkpoint_module
-from d3llm_trt.build.checkpoint import open_checkpoint
 from safetensors.torch import load_file, save_file
 
+from d3llm_trt.build import checkpoint as checkpoint_module
+from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.errors import CheckpointError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import INDEX_FILE, edit_config, make_checkpoint
-from d3llm_trt.build.checkpoint import open_checkpoint
 from safetensors.torch import load_file, save_file
 
+from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.errors import CheckpointError
 
 KINDS = [(family, shards) for family in ("llada", "dream") for shards in (1, 2)]

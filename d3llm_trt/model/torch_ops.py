@@ -85,7 +85,7 @@ class TorchOps:
     def attention(self, name: str, layer: int, qkv: Tensor) -> Tensor:
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
         packed = qkv.view(-1, heads + 2 * kv_heads, self._config.head_dim)
-        q, k, v = packed.split((heads, kv_heads, kv_heads), dim=1)
+        q, k, v = torch.split(packed, [heads, kv_heads, kv_heads], dim=1)
         q, k = rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin)
         return self._attend(layer, q, k, v).reshape(-1, heads * self._config.head_dim)
 

@@ -49,8 +49,6 @@ class Algorithm(Protocol):
         """Which blocks are open in the next pass."""
         ...
 
-    def accept(
-        self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores
-    ) -> Choice:
+    def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
         """Which candidates this pass commits."""
         ...

@@ -83,7 +83,7 @@ class DecodingConfig:
         """The entropy threshold in nats with ``"auto"`` resolved; ``None`` means no limit."""
         if self.threshold == AUTO:
             return _DEFAULT_THRESHOLDS[self.algorithm][family]
-        return self.threshold  # type: ignore[return-value]
+        return self.threshold
 
     def with_changes(self, **changes: Any) -> DecodingConfig:
         """A copy with some settings replaced."""

@@ -22,9 +22,7 @@ class EntropyThreshold:
         end = blocks.end_of(opened)
         return Opening(opened, progress.active, end, end)
 
-    def accept(
-        self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores
-    ) -> Choice:
+    def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
         below = progress.candidates & (scores.entropy < settings.threshold[:, None])
         accepted = below | lowest(scores.entropy, progress.candidates)
         return Choice(accepted, torch.zeros_like(accepted))

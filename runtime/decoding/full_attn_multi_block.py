@@ -24,9 +24,7 @@ class FullAttnMultiBlock:
         active = progress.active | (activates & (numbers <= opened[:, None]))
         return Opening(opened, active, last_reachable_end(blocks, opened, active), settings.length)
 
-    def accept(
-        self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores
-    ) -> Choice:
+    def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
         accepted = progress.candidates & (scores.entropy < settings.threshold[:, None])
         accepted = accepted | forced(blocks, progress.active, scores.entropy, progress.candidates, accepted)
         return Choice(accepted, torch.zeros_like(accepted))

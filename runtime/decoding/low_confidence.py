@@ -23,9 +23,7 @@ class LowConfidence:
         opened = torch.where(waiting.any(1), waiting.int().argmax(1), progress.opened)
         return Opening(opened, progress.active, blocks.end_of(opened), settings.length)
 
-    def accept(
-        self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores
-    ) -> Choice:
+    def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
         candidates, threshold = progress.candidates, settings.threshold[:, None]
         certain = scores.entropy <= threshold if family == "llada" else scores.entropy < threshold
         by_entropy = (candidates & certain) | lowest(scores.entropy, candidates)
@@ -39,9 +37,7 @@ class LowConfidence:
 
 def _quota(settings: Settings, progress: Progress, blocks: Blocks) -> Tensor:
     """Tokens of this pass: block size over steps, the remainder one each in the first passes; at least 1."""
-    start = torch.minimum(
-        settings.prompt_length + (progress.opened - 1) * settings.block_size, settings.length - 1
-    )
+    start = torch.minimum(settings.prompt_length + (progress.opened - 1) * settings.block_size, settings.length - 1)
     size = blocks.end_of(progress.opened) - start
     steps = settings.steps_per_block.clamp(min=1)
     done = progress.passes - progress.opened_pass

@@ -25,9 +25,7 @@ class MultiBlock:
         active = progress.active | (activates & (numbers >= 2) & (numbers <= opened[:, None]))
         return Opening(opened, active, last_reachable_end(blocks, opened, active), settings.length)
 
-    def accept(
-        self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores
-    ) -> Choice:
+    def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
         candidates, threshold = progress.candidates, settings.threshold[:, None]
         if family == "llada":
             accepted = (candidates & (scores.entropy <= threshold)) | lowest(scores.entropy, candidates)

@@ -91,9 +91,8 @@ class DecodingState:
     @classmethod
     def empty(cls, slots: int, max_seq_len: int, device: torch.device) -> DecodingState:
         """All slots free."""
-        settings, progress = _one_row_of_zeros()
-        state = cls(settings, progress)
-        return cls(*(_expanded(part, slots, max_seq_len, device) for part in (state.settings, state.progress)))
+        settings, progress = _any_request()
+        return cls(_expanded(settings, slots, max_seq_len, device), _expanded(progress, slots, max_seq_len, device))
 
     def take(self, slots: Tensor, width: int, blocks: int) -> tuple[Settings, Progress]:
         """Copies of the rows ``slots[B]``, of the first ``width`` positions and the first ``blocks`` blocks."""
@@ -198,8 +197,8 @@ def _new_progress(config: ModelConfig, prompt_token_ids: Sequence[int], max_toke
     )
 
 
-def _one_row_of_zeros() -> tuple[Settings, Progress]:
-    """A row of the right dtypes."""
+def _any_request() -> tuple[Settings, Progress]:
+    """One row, for its dtypes."""
     config = ModelConfig("llada", 2, 1, 1, 1, 1, 1, 1, 1e-5, 1.0, 2, 1, 0, 0)
     return new_request(config, [0], SamplingParams(max_tokens=1))
 

@@ -5,6 +5,7 @@ Everything between two reports is tensor code of fixed shapes: sizes come from t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.runtime.decoding.algorithm import Algorithm, Choice, Opening, Scores
-from d3llm_trt.runtime.decoding.blocks import Blocks, count_blocks, first_eos
+from d3llm_trt.runtime.decoding.blocks import count_blocks, first_eos
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.entropy_threshold import EntropyThreshold
 from d3llm_trt.runtime.decoding.full_attn_multi_block import FullAttnMultiBlock
@@ -81,9 +82,7 @@ def run_step(engine: Engine, state: DecodingState, slots: Tensor, shape: StepSha
     return report(progress)
 
 
-def plan_pass(
-    config: ModelConfig, algorithms: Sequence[str], settings: Settings, progress: Progress
-) -> Progress:
+def plan_pass(config: ModelConfig, algorithms: Sequence[str], settings: Settings, progress: Progress) -> Progress:
     """End answers at their EOS, open blocks, and choose window and candidates of the next pass."""
     progress = _end_at_eos(settings, progress)
     blocks = count_blocks(settings, progress.canvas, progress.active.shape[1], config.mask_token_id)
@@ -135,10 +134,7 @@ def commit(
     blocks = count_blocks(settings, progress.canvas, progress.active.shape[1], config.mask_token_id)
     choice = _by_algorithm(
         settings,
-        {
-            name: IMPLEMENTATIONS[name].accept(config.family, settings, progress, blocks, scores)
-            for name in algorithms
-        },
+        {name: IMPLEMENTATIONS[name].accept(config.family, settings, progress, blocks, scores) for name in algorithms},
     )
     number = progress.passes + 1
     canvas = torch.where(choice.sampled, _dense(chosen, selected.sampled, shape, 0), progress.canvas)
@@ -154,20 +150,22 @@ def commit(
 
 def _by_algorithm(settings: Settings, parts: dict[str, Part]) -> Part:
     """Each request's row from the part of its own algorithm."""
-    (_, merged), *others = parts.items()
-    for name, part in others:
-        mine = settings.algorithm == ALGORITHMS.index(name)
-        merged = type(part)(
-            **{
-                item.name: torch.where(
-                    mine.view(-1, *[1] * (getattr(part, item.name).ndim - 1)),
-                    getattr(part, item.name),
-                    getattr(merged, item.name),
-                )
-                for item in fields(part)
-            }
-        )
-    return merged
+    first, *others = parts
+    return functools.reduce(
+        lambda merged, name: _merged(settings.algorithm == ALGORITHMS.index(name), parts[name], merged),
+        others,
+        parts[first],
+    )
+
+
+def _merged(mine: Tensor, part: Part, other: Part) -> Part:
+    """Rows of ``part`` where ``mine[B]``, of ``other`` elsewhere."""
+    changes = {}
+    for item in fields(part):
+        values = getattr(part, item.name)
+        rows = mine.view(-1, *[1] * (values.ndim - 1))
+        changes[item.name] = torch.where(rows, values, getattr(other, item.name))
+    return replace(part, **changes)
 
 
 def _candidate_positions(candidates: Tensor, rows: int) -> Tensor:

@@ -16,9 +16,7 @@ from d3llm_trt.runtime.decoding.blocks import Blocks
 from d3llm_trt.runtime.decoding.state import NO_PASS, Progress, Settings
 
 
-def plan_window(
-    family: Family, settings: Settings, before: Progress, progress: Progress, blocks: Blocks
-) -> Progress:
+def plan_window(family: Family, settings: Settings, before: Progress, progress: Progress, blocks: Blocks) -> Progress:
     """Choose the window of the next pass; ``before`` still has the blocks that were open in the last one."""
     number = progress.passes + 1
     length = progress.cache_length

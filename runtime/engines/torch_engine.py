@@ -76,6 +76,8 @@ def _load_weights(path: Path, config: ModelConfig, dtype: torch.dtype, device: t
     except RuntimeError as error:  # also torch.OutOfMemoryError
         raise EngineError(f"{path}: the weights do not fit the memory of {device}: {error}") from error
     found = {name: (tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
-    if wrong := sorted(name for name in expected.keys() | found.keys() if found.get(name) != (expected.get(name), dtype)):
+    if wrong := sorted(
+        name for name in expected.keys() | found.keys() if found.get(name) != (expected.get(name), dtype)
+    ):
         raise EngineError(f"{path}: tensor {wrong[0]} is not what its manifest says; {REBUILD}")
     return weights
