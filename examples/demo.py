@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = (
     "Mia has 6 boxes with 12 cookies in each box. She gives 15 cookies to Tom. How many cookies does Mia have left?",
     "Raj is 9 years old. Emma is 4 times as old as Raj. How old will Emma be in 17 years?",
-    "Leo fills 7 baskets with 9 buttons each and 9 bags with 8 coins each. How many buttons and coins are there?",
+    "Leo fills 7 baskets with 9 buttons each and 9 bags with 8 coins each. "
+    "How many buttons and coins are there in all?",
 )
 
 

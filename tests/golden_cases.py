@@ -5,18 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from d3llm_trt import DecodingConfig, SamplingParams
-from d3llm_trt.build.checkpoint import open_checkpoint
-from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.runtime.decoding.decoder import Decoder
-from d3llm_trt.runtime.engines.base import EngineSpec
-from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 
 GOLDEN = Path(__file__).parent / "golden"
 NEVER_CACHED = 10_000  # a reference's "no cache"
@@ -89,49 +81,3 @@ def _multi_block(given: dict[str, Any]) -> dict[str, Any]:
     if delay is None or delay >= NEVER_CACHED:
         return {"early_stop": given.get("early_stop", False)}
     return {"early_stop": given.get("early_stop", False), "cache_delay_iter": delay, "refresh_interval": refresh}
-
-
-@cache
-def weights(model: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """Packed float32 weights of a golden checkpoint."""
-    checkpoint = open_checkpoint(GOLDEN / model)
-    return checkpoint.config, dict(checkpoint.packed_tensors())
-
-
-def make_engine(model: str, slots: int) -> TorchEngine:
-    """A float32 engine on the CPU."""
-    config, tensors = weights(model)
-    spec = EngineSpec(config, "torch", torch.float32, torch.device("cpu"), slots, 512, slots * 512)
-    return TorchEngine(spec, tensors)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What our decoder did: generated ids, the pass that committed each, and the window's length in every pass."""
-
-    generated: list[int]
-    commit_steps: list[int]
-    windows: list[int]
-
-    @property
-    def passes(self) -> int:
-        return len(self.windows)
-
-
-def decode(engine: TorchEngine, cases: Sequence[Case]) -> list[Answer]:
-    """Decode all cases together, each in a slot of its own, until the last one is done."""
-    decoder = Decoder(engine)
-    for slot, case in enumerate(cases):
-        decoder.admit(slot, case.prompt, case.params)
-    windows: list[list[int]] = [[] for _ in cases]
-    running = list(range(len(cases)))
-    while running:
-        for slot in running:
-            windows[slot].append(decoder.reports[slot].window_tokens)
-        decoder.step(running)
-        running = [slot for slot in running if not decoder.reports[slot].done]
-    answers = []
-    for slot, case in enumerate(cases):
-        ids, steps = (part[len(case.prompt) :] for part in decoder.read(slot))
-        answers.append(Answer(ids, steps, windows[slot]))
-    return answers

@@ -6,7 +6,8 @@ from itertools import groupby
 
 import pytest
 import torch
-from golden_cases import GOLDEN, Answer, Case, decode, make_engine, read_cases
+from engines import Answer, cpu_engine, decode
+from golden_cases import GOLDEN, Case, read_cases
 from safetensors.torch import load_file
 
 from d3llm_trt.runtime.engines.base import ForwardBatch
@@ -20,10 +21,11 @@ TOLERANCE = 5e-4
 
 def assert_same(case: Case, answer: Answer) -> None:
     count = case.compared
-    assert answer.generated[:count] == case.generated[:count]
+    generated = answer.canvas[len(case.prompt) :]
+    assert generated[:count] == case.generated[:count]
     end = case.params.end_id
-    if case.params.decoding.early_stop and end in answer.generated:
-        assert set(answer.generated[count:]) <= {end}
+    if case.params.decoding.early_stop and end in generated:
+        assert set(generated[count:]) <= {end}
 
 
 def published_steps(case: Case) -> list[int]:
@@ -37,7 +39,7 @@ def published_steps(case: Case) -> list[int]:
 
 @pytest.fixture(scope="module")
 def engines() -> dict[str, TorchEngine]:
-    return {model: make_engine(model, 1) for model in MODELS}
+    return {model: cpu_engine(GOLDEN / model, 1) for model in MODELS}
 
 
 def test_every_algorithm_has_cases() -> None:
@@ -48,7 +50,7 @@ def test_every_algorithm_has_cases() -> None:
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group[0].id)
 def test_alone(group: list[Case], engines: dict[str, TorchEngine]) -> None:
-    answers = [decode(engines[case.model], [case])[0] for case in group]
+    answers = [decode(engines[case.model], [(case.prompt, case.params)])[0] for case in group]
     for case, answer in zip(group, answers, strict=True):
         assert_same(case, answer)
     slowest = max(answer.passes for answer in answers)
@@ -62,21 +64,23 @@ def test_alone(group: list[Case], engines: dict[str, TorchEngine]) -> None:
 @pytest.mark.parametrize("group", [group for group in GROUPS if len(group) == 1], ids=lambda group: group[0].id)
 def test_windows_and_commits_of_every_pass(group: list[Case], engines: dict[str, TorchEngine]) -> None:
     (case,) = group
-    answer = decode(engines[case.model], group)[0]
+    answer = decode(engines[case.model], [(case.prompt, case.params)])[0]
     if case.params.decoding.algorithm != "EntropyThreshold":
         forwards = case.golden["expected"]["forwards"][: answer.passes]
         assert answer.windows == [forward["input_len"] for forward in forwards]
-        assert answer.commit_steps[: case.compared] == published_steps(case)[: case.compared]
+        steps = answer.commit_steps[len(case.prompt) :]
+        assert steps[: case.compared] == published_steps(case)[: case.compared]
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("size", [3, 64])
 def test_packed_into_ragged_batches(model: str, size: int) -> None:
     cases = [case for case in CASES if case.model == model]
-    engine = make_engine(model, size)
+    engine = cpu_engine(GOLDEN / model, size)
     for first in range(0, len(cases), size):
         batch = cases[first : first + size]
-        for case, answer in zip(batch, decode(engine, batch), strict=True):
+        answers = decode(engine, [(case.prompt, case.params) for case in batch])
+        for case, answer in zip(batch, answers, strict=True):
             assert_same(case, answer)
 
 
@@ -100,8 +104,8 @@ def test_logits(model: str) -> None:
     family = model.removesuffix("_tiny")
     ids = [expected[f"{family}.{number}.input_ids"].flatten().long() for number in range(4)]
     wanted = torch.cat([expected[f"{family}.{number}.logits_unshifted"].flatten(0, -2) for number in range(4)])
-    packed = make_engine(model, 4).forward(full_batch(ids, [0] * 4))
-    alone = torch.cat([make_engine(model, 1).forward(full_batch([one], [0])) for one in ids])
+    packed = cpu_engine(GOLDEN / model, 4).forward(full_batch(ids, [0] * 4))
+    alone = torch.cat([cpu_engine(GOLDEN / model, 1).forward(full_batch([one], [0])) for one in ids])
     assert (packed - wanted).abs().max() < TOLERANCE
     assert (alone - wanted).abs().max() < TOLERANCE
 
@@ -110,7 +114,7 @@ def test_logits(model: str) -> None:
 def test_cached_step(model: str) -> None:
     expected = load_file(GOLDEN / "logits.safetensors")
     prefix = f"{model.removesuffix('_tiny')}.cached"
-    engine = make_engine(model, 2)
+    engine = cpu_engine(GOLDEN / model, 2)
     whole = expected[f"{prefix}.full_input_ids"].flatten().long()
     step = expected[f"{prefix}.step_input_ids"].flatten().long()
     start = len(whole) - len(step)
