@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from d3llm_trt.runtime.decoding.state import DecodingState, new_request
 from d3llm_trt.runtime.decoding.step import SlotReport, StepShape, plan_pass, read_report, report, run_step
@@ -29,7 +30,7 @@ class Decoder:
     def __init__(self, engine: Engine) -> None:
         spec = engine.spec
         self._engine = engine
-        self._state = DecodingState.empty(spec.max_batch_size, spec.max_seq_len, spec.device)
+        self.state = DecodingState.empty(spec.max_batch_size, spec.max_seq_len, spec.device)
         self._occupants: dict[int, _Occupant] = {}
         self.reports: dict[int, SlotReport] = {}
 
@@ -39,7 +40,7 @@ class Decoder:
         settings, progress = new_request(config, prompt_token_ids, params)
         # Planned on the host, so that admission does not wait for the device.
         progress = plan_pass(config, (algorithm,), settings, progress)
-        self._state.admit(slot, settings, progress)
+        self.state.admit(slot, settings, progress)
         length, blocks = progress.canvas.shape[1], progress.active.shape[1]
         self._occupants[slot] = _Occupant(length, blocks, algorithm, params.temperature > 0)
         self.reports[slot] = read_report(report(progress))[0]
@@ -47,11 +48,16 @@ class Decoder:
     def step(self, slots: Sequence[int]) -> list[SlotReport]:
         """One pass for the requests in ``slots``."""
         where = torch.tensor(slots, device=self._engine.spec.device)
-        reports = read_report(run_step(self._engine, self._state, where, self._shape(slots)))
+        return self.note(slots, run_step(self._engine, self.state, where, self.shape(slots)))
+
+    def note(self, slots: Sequence[int], report: Tensor) -> list[SlotReport]:
+        """Read the report of a pass for ``slots``; waits for the device."""
+        reports = read_report(report)
         self.reports.update(zip(slots, reports, strict=True))
         return reports
 
-    def _shape(self, slots: Sequence[int]) -> StepShape:
+    def shape(self, slots: Sequence[int]) -> StepShape:
+        """The sizes of the next pass for ``slots``."""
         occupants, reports = [self._occupants[slot] for slot in slots], [self.reports[slot] for slot in slots]
         return StepShape(
             width=max(occupant.length for occupant in occupants),
@@ -64,5 +70,5 @@ class Decoder:
 
     def read(self, slot: int) -> tuple[list[int], list[int]]:
         """The canvas of a slot and the pass that committed each position; waits for the device."""
-        progress, length = self._state.progress, self._occupants[slot].length
+        progress, length = self.state.progress, self._occupants[slot].length
         return progress.canvas[slot, :length].tolist(), progress.commit_steps[slot, :length].tolist()
