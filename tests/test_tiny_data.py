@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from d3llm_trt.build.tokenizer import convert_tokenizer
 from d3llm_trt.model.config import FAMILIES, Family
 from d3llm_trt.runtime.tokenizer import Tokenizer
-from examples.tiny_d3llm.data import MAX_CANVAS, make_dataset
+from examples.tiny_d3llm.data import SHORT_CANVASES, make_dataset
 from examples.tiny_d3llm.decode import MultiBlock, decode, low_confidence
 from examples.tiny_d3llm.distill import NEVER, trajectory_masks
 from examples.tiny_d3llm.export import export
@@ -72,7 +72,9 @@ def test_training_prompts_are_the_runtimes_chats(family: Family, tmp_path: Path)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_end_in_eos_and_fit_the_canvas(family: Family) -> None:
     data, end = make_dataset(family, make_problems(200, 4, "train")), tiny_config(family).eos_token_id
-    assert int(data.total_length.max()) <= MAX_CANVAS and int((data.total_length - data.prompt_length).max()) <= 64
+    assert (
+        int(data.total_length.max()) <= SHORT_CANVASES[-1] and int((data.total_length - data.prompt_length).max()) <= 64
+    )
     assert (data.total_length.diff() >= 0).all()
     for row, total in zip(data.ids, data.total_length, strict=True):
         assert (row[total:] == end).all() and row[total - 1] != end

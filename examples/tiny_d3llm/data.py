@@ -13,8 +13,9 @@ from examples.tiny_d3llm.network import special_id
 from examples.tiny_d3llm.problems import Problem
 from examples.tiny_d3llm.tokenizer import ANSWER_ENDS, END, load_tokenizer, prompt_text
 
-MAX_CANVAS = 192
-CANVAS_LENGTHS = tuple(range(104, MAX_CANVAS + 1, 8))
+MAX_CANVAS = 512
+SHORT_CANVASES = tuple(range(104, 193, 8))
+ALL_CANVASES = (*SHORT_CANVASES, *range(224, MAX_CANVAS + 1, 32))
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,18 @@ def make_dataset(family: Family, problems: list[Problem]) -> Dataset:
 
 
 class Batches:
-    """Random batches: one canvas length each, rows that fit it. Draws on the CPU, gathers on the dataset's device."""
+    """Random batches: one of ``lengths`` each, rows that fit it. Draws on the CPU, gathers on the dataset's device."""
 
-    def __init__(self, dataset: Dataset, size: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, size: int, seed: int, lengths: tuple[int, ...]) -> None:
         self._dataset = dataset
         self._size = size
+        self._lengths = lengths
         self._generator = torch.Generator().manual_seed(seed)
         totals = dataset.total_length.cpu()
-        self._fitting = [int(torch.searchsorted(totals, length, right=True)) for length in CANVAS_LENGTHS]
+        self._fitting = [int(torch.searchsorted(totals, length, right=True)) for length in lengths]
 
     def draw(self) -> tuple[Tensor, int]:
         """Row numbers ``[size]`` on the dataset's device, and the canvas length."""
-        at = int(torch.randint(len(CANVAS_LENGTHS), (), generator=self._generator))
+        at = int(torch.randint(len(self._lengths), (), generator=self._generator))
         rows = torch.randint(max(self._fitting[at], 1), (self._size,), generator=self._generator)
-        return rows.to(self._dataset.ids.device, non_blocking=True), CANVAS_LENGTHS[at]
+        return rows.to(self._dataset.ids.device, non_blocking=True), self._lengths[at]

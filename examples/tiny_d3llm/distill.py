@@ -3,7 +3,7 @@
 The trained model decodes training problems one token per pass. The order in which it commits tokens is the
 trajectory: at a moment of it, what was committed is visible, the rest is masked, and the model learns the tokens of
 the next passes. The window of passes and the noise on visible tokens grow. An entropy term at temperature 0.5 makes
-correctly predicted tokens more certain.
+correctly predicted tokens more certain. Canvases are longer than in stage 1, up to the model's limit.
 
 ``python -m examples.tiny_d3llm.distill --family llada --base DIR --out DIR --seconds 300``
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from d3llm_trt.model.config import FAMILIES, Family, ModelConfig
 from examples.tiny_d3llm.check import by_prompt_length, decode_group, exact_rows
-from examples.tiny_d3llm.data import Batches, Dataset, make_dataset
+from examples.tiny_d3llm.data import ALL_CANVASES, Batches, Dataset, make_dataset
 from examples.tiny_d3llm.decode import low_confidence
 from examples.tiny_d3llm.network import Weights, as_deployed, tiny_config
 from examples.tiny_d3llm.optimize import optimize
@@ -144,7 +144,8 @@ def main() -> None:
     base = load_file(args.base / f"{args.family}.base.safetensors", device=str(device))
     data = collect(config, as_deployed(base), args.family, args.trajectory_seconds, args.trajectories)
     dataset = make_dataset(args.family, make_problems(args.problems, SEED, "train")).to(device)
-    moments, ratios = Batches(data.dataset, args.batch, SEED + 1), Batches(dataset, args.batch, SEED + 2)
+    moments = Batches(data.dataset, args.batch, SEED + 1, ALL_CANVASES)
+    ratios = Batches(dataset, args.batch, SEED + 2, ALL_CANVASES)
 
     def loss_of(current: Weights, progress: float) -> Tensor:
         rows, length = moments.draw()

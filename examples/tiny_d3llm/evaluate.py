@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +64,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", choices=FAMILIES, nargs="+", default=list(FAMILIES))
     parser.add_argument("--problems", type=int, default=500)
-    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--max-tokens", type=int, nargs="+", default=[96, 256])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.4, 0.5])
+    parser.add_argument("--max-batch-size", type=int, default=8)
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     args = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     result: dict[str, Any] = {"device": device, "torch": torch.__version__, "python": platform.python_version()}
-    result |= {"max_tokens": args.max_tokens, "heldout_seed": HELDOUT_SEED}
+    result |= {"heldout_seed": HELDOUT_SEED}
     problems = make_problems(args.problems, HELDOUT_SEED, "heldout")
     for family in args.families:
-        llm = LLM(str(checkpoint_dir(family)))
         result[family] = {}
-        for name, decoding in decodings(args.thresholds).items():
-            numbers = evaluate(llm, problems, decoding, args.max_tokens)
-            result[family][name] = numbers
-            print(
-                f"{family}: {name}: exact {numbers['exact']:.3f}, TPF {numbers['tokens_per_forward']:.2f}", flush=True
-            )
+        with LLM(checkpoint_dir(family), max_batch_size=args.max_batch_size) as llm:
+            for (name, decoding), tokens in product(decodings(args.thresholds).items(), args.max_tokens):
+                numbers = evaluate(llm, problems, decoding, tokens)
+                title = f"{name}, max_tokens {tokens}"
+                result[family][title] = numbers
+                print(f"{family}: {title}: exact {numbers['exact']:.3f}, TPF {numbers['tokens_per_forward']:.2f}")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from d3llm_trt.model.config import FAMILIES, ModelConfig
-from examples.tiny_d3llm.data import Batches, Dataset, make_dataset
+from examples.tiny_d3llm.data import SHORT_CANVASES, Batches, Dataset, make_dataset
 from examples.tiny_d3llm.network import Weights, as_deployed, initial_weights, position_logits, tiny_config
 from examples.tiny_d3llm.optimize import optimize
 from examples.tiny_d3llm.problems import make_problems
@@ -69,7 +69,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     device, config = default_device(), tiny_config(args.family)
     dataset = make_dataset(args.family, make_problems(args.problems, SEED, "train")).to(device)
-    batches = Batches(dataset, args.batch, SEED)
+    batches = Batches(dataset, args.batch, SEED, SHORT_CANVASES)
     weights = {name: weight.to(device) for name, weight in initial_weights(config, SEED).items()}
 
     def loss_of(current: Weights, progress: float) -> Tensor:
