@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tiny_tokenizers import model_config, write_tokenizer
+from golden_cases import GOLDEN
+from tiny_models import CHECKPOINTS, QUESTIONS
+from tiny_tokenizers import model_config
 
 import d3llm_trt
 import d3llm_trt.inspection
-from d3llm_trt.build.tokenizer import convert_tokenizer
+from d3llm_trt import build_engine
 from d3llm_trt.cli import cli
-from d3llm_trt.config import BuildConfig
-from d3llm_trt.errors import EngineError, RequestError
-from d3llm_trt.runtime.outputs import Canvas, CompletionOutput, RequestMetrics, RequestOutput
-from d3llm_trt.runtime.sampling_params import SamplingParams
 from d3llm_trt.runtime.tokenizer import Tokenizer
 
+QUESTION = next(iter(QUESTIONS))
 COMMAND = [sys.executable, "-c", "from d3llm_trt.cli import main; main()"]
 
 
@@ -41,57 +40,21 @@ def assert_one_line(result: Result, *parts: str, code: int = 2) -> None:
     assert not result.stdout
 
 
-class FakeLLM:
-    """Says what it was asked. A prompt that contains "fail" fails."""
-
-    calls: tuple[list[Any], SamplingParams] = ([], SamplingParams())
-    options: dict[str, Any]
-    tokenizer: Tokenizer | None = None
-    closed = False
-
-    def __init__(self, model: str, **options: Any) -> None:
-        if model == "missing":
-            raise EngineError("missing: no such directory;\ngive an engine or checkpoint directory")
-        type(self).options, type(self).closed = options, False
-
-    def __enter__(self) -> FakeLLM:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        type(self).closed = True
-
-    def generate(self, prompts: list[Any], params: SamplingParams, use_tqdm: bool) -> list[RequestOutput]:
-        type(self).calls = (prompts, params)
-        if prompts == ["interrupt"]:
-            raise KeyboardInterrupt
-        return [self.answer(index, prompt) for index, prompt in enumerate(prompts)]
-
-    def generate_stream(self, prompt: Any, params: SamplingParams, canvas: bool) -> Iterator[RequestOutput]:
-        assert canvas
-        yield self.answer(0, prompt, Canvas([5, 39, 40], [-1, 0, 0], 1), finished=False)
-        yield self.answer(0, prompt, Canvas([5, 39, 40], [-1, 1, 1], 1))
-
-    def answer(self, index: int, prompt: Any, canvas: Canvas | None = None, finished: bool = True) -> RequestOutput:
-        error = RequestError("prompt is bad;\nallowed: good") if "fail" in str(prompt) else None
-        answer = CompletionOutput(0, "" if error else f"answer {index}", [39, 40], [1, 1], "error" if error else "stop")
-        metrics = RequestMetrics(1, 2.0, 0.1, 0.25)
-        return RequestOutput(str(index), str(prompt), [5], [answer], finished, metrics, error, canvas)
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that chats."""
+    return build_engine(CHECKPOINTS["llada"], tmp_path_factory.mktemp("engine") / "llada")
 
 
-@pytest.fixture(autouse=True)
-def fake_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("d3llm_trt.runtime.llm")
-    module.LLM = FakeLLM  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "d3llm_trt.runtime.llm", module)
-    monkeypatch.setattr(FakeLLM, "tokenizer", None)
+@pytest.fixture(scope="module")
+def mute(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model without a tokenizer."""
+    return build_engine(GOLDEN / "llada_tiny", tmp_path_factory.mktemp("engine") / "mute")
 
 
-@pytest.fixture
-def with_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tokenizer(tmp_path, "dream")
-    (tmp_path / "engine").mkdir()
-    convert_tokenizer(tmp_path, model_config("dream"), tmp_path / "engine")
-    monkeypatch.setattr(FakeLLM, "tokenizer", Tokenizer.load(tmp_path / "engine"))
+def rows(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 # Start and end of the process
@@ -129,10 +92,14 @@ def test_version_and_defaults_are_shown() -> None:
         assert shown in text
 
 
-def test_interrupt_shuts_down_and_says_130() -> None:
-    result = run("generate", "model", "interrupt")
-    assert result.exit_code == 130 and FakeLLM.closed
-    assert "Traceback" not in result.output
+def test_interrupt_ends_quickly_and_says_130(engine: Path) -> None:
+    slow = ["--max-tokens", "400", "--algorithm", "LowConfidence", "--ignore-eos", "--watch"]
+    process = subprocess.Popen([*COMMAND, "generate", str(engine), QUESTION, *slow], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("pass 1")
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in rest
 
 
 # Bad input
@@ -141,7 +108,7 @@ def test_interrupt_shuts_down_and_says_130() -> None:
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["generate", "missing", "x"], ["missing: no such directory; give an engine"]),
+        (["generate", "missing", "x"], ["missing: no such directory; give an engine or a checkpoint directory"]),
         (["generate"], ["Missing argument 'MODEL'", "d3llm-trt generate --help"]),
         (["generate", "model", "x", "--max-tokens", "many"], ["--max-tokens", "'many'"]),
         (["generate", "model", "x", "--max-tokens", "0"], ["max_tokens is 0", "1 or more"]),
@@ -154,8 +121,6 @@ def test_interrupt_shuts_down_and_says_130() -> None:
         (["generate", "model", "x", "--trace", "a.gif"], ["a.gif", ".png or .html"]),
         (["generate", "model", "x", "y", "--watch"], ["one prompt", "2 are given"]),
         (["generate", "model", "x", "--system", "s", "--raw"], ["--system", "leave out --raw"]),
-        (["generate", "model", "x", "--chat"], ["--chat needs a tokenizer"]),
-        (["generate", "model", "x", "--system", "s"], ["--system needs a tokenizer"]),
         (["generate", "model"], ["standard input is empty"]),
         (["generate", "model", "-", "-"], ["given twice"]),
         (["generate", "model", "--file", "nowhere.txt"], ["nowhere.txt", "cannot be read"]),
@@ -188,106 +153,135 @@ def test_bad_prompt_files_are_one_line(tmp_path: Path, name: str, content: bytes
     assert_one_line(run("generate", "model", "--file", tmp_path / name), *parts)
 
 
+def test_chat_options_need_a_tokenizer(mute: Path) -> None:
+    assert_one_line(run("generate", mute, "x", "--chat"), "--chat needs a tokenizer")
+    assert_one_line(run("generate", mute, "x", "--system", "s"), "--system needs a tokenizer")
+    assert_one_line(run("generate", mute, "x"), "has no tokenizer", "prompt_token_ids")
+
+
 # Prompts and settings
 
 
-def test_prompts_come_from_arguments_and_files(tmp_path: Path) -> None:
+def prompts_of(engine: Path, *args: str | Path, stdin: str | None = None) -> list[str]:
+    """The prompts as the model saw them."""
+    tokenizer = Tokenizer.load(engine)
+    assert tokenizer is not None
+    output = rows(run("generate", engine, "--max-tokens", "2", "--json", *args, stdin=stdin))
+    return [tokenizer.decode(row["prompt_token_ids"], skip_special_tokens=False) for row in output]
+
+
+def as_llada_chat(text: str, system: str | None = None) -> str:
+    parts = [("user", text)] if system is None else [("system", system), ("user", text)]
+    turns = (f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>" for role, content in parts)
+    return "<|startoftext|>" + "".join(turns) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+def test_prompts_come_from_arguments_and_files(engine: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst\r\n\nsecond\n")
-    assert run("generate", "model", "zero", "--file", tmp_path / "a.txt").exit_code == 0
-    assert FakeLLM.calls[0] == ["zero", "first", "second"]
+    assert prompts_of(engine, "zero", "--raw", "--file", tmp_path / "a.txt") == ["zero", "first", "second"]
 
 
-def test_jsonl_prompts_have_three_forms(tmp_path: Path) -> None:
+def test_jsonl_prompts_have_three_forms(engine: Path, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi"}]
-    rows: list[dict[str, Any]] = [{"prompt": "a\nb"}, {"messages": messages}, {"prompt_token_ids": [1, 2]}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert run("generate", "model", "--file", tmp_path / "a.jsonl").exit_code == 0
-    assert FakeLLM.calls[0] == ["a\nb", messages, {"prompt_token_ids": [1, 2]}]
+    lines: list[dict[str, Any]] = [{"prompt": "a\nb"}, {"messages": messages}, {"prompt_token_ids": [1, 2]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    seen = prompts_of(engine, "--file", tmp_path / "a.jsonl")
+    assert seen[:2] == [as_llada_chat("a\nb"), as_llada_chat("hi")] and len(seen) == 3
 
 
 @pytest.mark.parametrize("args", [[], ["-"]])
-def test_standard_input_is_one_prompt(args: list[str]) -> None:
-    assert run("generate", "model", *args, stdin="two\nlines\n").exit_code == 0
-    assert FakeLLM.calls[0] == ["two\nlines"]
+def test_standard_input_is_one_prompt(engine: Path, args: list[str]) -> None:
+    assert prompts_of(engine, "--raw", *args, stdin="two\nlines\n") == ["two\nlines"]
 
 
-@pytest.mark.usefixtures("with_tokenizer")
-def test_text_is_a_chat_by_default_when_the_model_can() -> None:
-    user = {"role": "user", "content": "hi"}
-    run("generate", "model", "hi")
-    assert FakeLLM.calls[0] == [[user]]
-    run("generate", "model", "hi", "--system", "be nice")
-    assert FakeLLM.calls[0] == [[{"role": "system", "content": "be nice"}, user]]
-    run("generate", "model", "hi", "--raw")
-    assert FakeLLM.calls[0] == ["hi"]
+def test_text_is_a_chat_by_default_when_the_model_can(engine: Path) -> None:
+    assert prompts_of(engine, "hi") == [as_llada_chat("hi")]
+    assert prompts_of(engine, "hi", "--system", "be nice") == [as_llada_chat("hi", "be nice")]
+    assert prompts_of(engine, "hi", "--raw") == ["hi"]
 
 
-def test_options_override_the_decoding_file(tmp_path: Path) -> None:
-    (tmp_path / "d.yaml").write_text("algorithm: MultiBlock\nthreshold: 0.3\nblock_size: 16\n")
-    options = ["--decoding", str(tmp_path / "d.yaml"), "--threshold", "none", "--cache-delay-iter", "0"]
-    assert run("generate", "model", "x", *options, "--no-early-stop", "--stop", "a", "--stop", "b").exit_code == 0
-    params = FakeLLM.calls[1]
-    assert params.stop_strings == ("a", "b")
-    decoding = params.decoding
-    assert (decoding.algorithm, decoding.threshold, decoding.block_size) == ("MultiBlock", None, 16)
-    assert (decoding.cache_delay_iter, decoding.early_stop) == (0, False)
+def test_options_override_the_decoding_file(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.yaml").write_text("algorithm: LowConfidence\nsteps: 5\nblock_size: 40\n")
+    args = ["generate", engine, QUESTION, "--max-tokens", "40", "--json", "--decoding", tmp_path / "d.yaml"]
+    whole = [*args, "--no-early-stop", "--ignore-eos"]
+    (row,) = rows(run(*whole))
+    assert row["metrics"]["num_forward_passes"] == 5
+    (row,) = rows(run(*whole, "--steps", "8"))
+    assert row["metrics"]["num_forward_passes"] == 8
+    assert_one_line(run(*args, "--algorithm", "MultiBlock"), "steps is 5")
 
 
-def test_engine_options_reach_the_engine() -> None:
-    run("generate", "model", "x", "--device", "cpu", "--dtype", "float32", "--max-batch-size", "3")
-    assert FakeLLM.options == {
-        "backend": None, "device": "cpu", "dtype": "float32", "max_batch_size": 3, "progress": None
-    }  # fmt: skip
+def test_stop_options(engine: Path) -> None:
+    args = ["generate", engine, QUESTION, "--json", "--stop", "####", "--stop", "away,"]
+    (row,) = rows(run(*args))
+    assert row["stop_reason"] == "away," and row["text"].endswith("After giving 15 ")
+
+
+def test_engine_options_reach_the_engine(engine: Path) -> None:
+    for option, value, part in (
+        ("--dtype", "float32", "built with 'bfloat16'"),
+        ("--max-batch-size", "99", "max_batch_size is 99"),
+        ("--device", "tpu", "device is 'tpu'"),
+    ):
+        assert_one_line(run("generate", engine, "x", option, value), part)
 
 
 # Answers
 
 
-def test_text_goes_to_stdout_and_statistics_to_stderr() -> None:
-    result = run("generate", "model", "a", "b")
-    assert result.stdout == "answer 0\nanswer 1\n"
-    assert result.stderr == "1 forward passes, 2 tokens, 2.00 TPF, 0.25 s\n" * 2
+def test_text_goes_to_stdout_and_statistics_to_stderr(engine: Path) -> None:
+    result = run("generate", engine, *QUESTIONS)
+    assert result.exit_code == 0
+    assert [line for line in result.stdout.splitlines() if "####" in line] == [f"#### {n}" for n in QUESTIONS.values()]
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3
+    assert all(re.fullmatch(r"\d+ forward passes, \d+ tokens, \d+\.\d\d TPF, \d+\.\d\d s", line) for line in lines)
 
 
-def test_json_is_one_object_per_prompt() -> None:
-    result = run("generate", "model", "a", "fail", "--json")
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [row["index"] for row in rows] == [0, 1]
-    assert rows[0]["text"] == "answer 0" and rows[0]["commit_steps"] == [1, 1] and rows[0]["error"] is None
-    assert rows[0]["metrics"]["tokens_per_forward"] == 2.0
-    assert rows[1]["finish_reason"] == "error" and "prompt is bad" in rows[1]["error"]
+def test_json_is_one_object_per_prompt(engine: Path) -> None:
+    result = run("generate", engine, QUESTION, "x" * 3000, "--json")
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert result.exit_code == 1 and (first["index"], second["index"]) == (0, 1)
+    assert first["text"].endswith("#### 57") and len(first["commit_steps"]) == len(first["token_ids"])
+    assert first["error"] is None and first["metrics"]["tokens_per_forward"] > 3
+    assert second["finish_reason"] == "error" and "max_seq_len" in second["error"]
 
 
-def test_one_failure_leaves_the_others_alone() -> None:
-    result = run("generate", "model", "a", "fail", "c")
+def test_one_failure_leaves_the_others_alone(engine: Path) -> None:
+    result = run("generate", engine, QUESTION, "x" * 3000, QUESTION)
     assert result.exit_code == 1
-    assert result.stdout == "answer 0\nanswer 2\n"
-    assert "error: prompt 2: prompt is bad; allowed: good\n" in result.stderr
-    assert_one_line(run("generate", "model", "fail"), "prompt 1")
+    assert result.stdout.count("#### 57") == 2
+    assert result.stderr.count("error: prompt 2: ") == 1
+    assert_one_line(run("generate", engine, "x" * 3000), "prompt 1")
 
 
-@pytest.mark.usefixtures("with_tokenizer")
-def test_watch_and_trace(tmp_path: Path) -> None:
-    result = run("generate", "model", "x", "--watch", "--trace", tmp_path / "t.html")
+def test_watch_and_trace(engine: Path, tmp_path: Path) -> None:
+    result = run("generate", engine, QUESTION, "--max-tokens", "64", "--watch", "--trace", tmp_path / "t.html")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "answer 0\n" and "2 of 2 tokens" in result.stderr
+    assert result.stdout.endswith("#### 57\n") and "64 of 64 tokens" in result.stderr
     assert 'data-pass="1"' in (tmp_path / "t.html").read_text()
 
 
-# Build and inspect: the command's own part, with stand-ins for the builder and the directory readers
+# Build and inspect
 
 
-def test_build_passes_its_options_and_prints_the_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-    module = types.ModuleType("d3llm_trt.build.builder")
-    module.build_engine = lambda *args, **named: calls.append((args, named)) or args[1]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "d3llm_trt.build.builder", module)
-    monkeypatch.setattr(d3llm_trt.inspection, "engine_facts", lambda path: {"kind": "engine", "path": str(path)})
-    args = ["build", "checkpoint", "-o", tmp_path / "e", "--dtype", "float32", "--max-seq-len", "64", "--overwrite"]
-    assert run(*args).stdout == f"kind  engine\npath  {tmp_path / 'e'}\n"
-    config = BuildConfig(dtype="float32", max_seq_len=64)
-    assert calls == [((Path("checkpoint"), tmp_path / "e", config), {"overwrite": True, "progress": None})]
-    assert json.loads(run(*args, "--json").stdout)["kind"] == "engine"
+def test_build_prints_facts_and_never_overwrites_unasked(tmp_path: Path) -> None:
+    args = ["build", CHECKPOINTS["dream"], "-o", tmp_path / "e", "--dtype", "float32", "--max-seq-len", "64"]
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    for line in ("kind .* engine", "dtype .* float32", "max seq len .* 64", "family .* dream"):
+        assert re.search(line, result.stdout)
+    assert_one_line(run(*args), "there is an engine already", "--overwrite")
+    (facts,) = rows(run(*args, "--overwrite", "--json"))
+    assert facts["kind"] == "engine" and facts["max_seq_len"] == 64
+    (verified,) = rows(run("inspect", tmp_path / "e", "--verify", "--json"))
+    assert verified == {**facts, "verified": True}
+    (checkpoint,) = rows(run("inspect", CHECKPOINTS["dream"], "--json"))
+    assert checkpoint["kind"] == "checkpoint" and checkpoint["parameters"] == facts["parameters"]
+
+
+def test_a_bad_checkpoint_is_one_line(tmp_path: Path) -> None:
+    assert_one_line(run("build", tmp_path, "-o", tmp_path / "e"), "config.json: cannot be read")
 
 
 def test_inspect_needs_a_directory_and_verify_needs_an_engine(tmp_path: Path) -> None:
