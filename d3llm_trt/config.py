@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from d3llm_trt.errors import ConfigError
 
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "tensorrt", "tensorrt-rtx")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEFAULT_MAX_SEQ_LEN = 2048
+ATTENTIONS, MASKS = ("native", "plugin"), ("lengths", "explicit")
+RTX_SUPPORTED = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
+QUANTIZATIONS = ("fp8",)
 
 Settings = TypeVar("Settings")
 
@@ -63,15 +67,99 @@ def read_settings_file(path: str | Path) -> Any:
 
 
 @dataclass(frozen=True)
+class TensorRTConfig:
+    """Options of the TensorRT backends; ``None`` takes the backend's default.
+
+    Args:
+        attention: ``native`` (TensorRT's own, on padded windows) or ``plugin`` (ours, on packed ones).
+        attention_mask: how ``native`` hides what is behind a window: ``lengths`` or an ``explicit`` mask.
+        token_buckets: sizes of windows (``native``) or passes (``plugin``) with an optimization profile each.
+        compute_capabilities: GPUs that a ``tensorrt-rtx`` plan is for, as in "8.9".
+        optimization_level: 0 (fast build) to 5 (fast plan).
+        workspace_gib: most scratch memory of a layer.
+        version_compatible: the plan also runs on newer TensorRT versions.
+        hardware_compatible: the plan also runs on other GPUs, from Ampere on.
+        weight_streaming: weights may stay on the host at run time.
+        strip_weights: leave the weights out of the plan; they are refitted from ``rank0.safetensors`` at load.
+        timing_cache: file that remembers measured kernels between builds.
+    """
+
+    attention: str | None = None
+    attention_mask: str = "lengths"
+    token_buckets: tuple[int, ...] | None = None
+    compute_capabilities: tuple[str, ...] | None = None
+    optimization_level: int = 3
+    workspace_gib: float | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    weight_streaming: bool = False
+    strip_weights: bool = False
+    timing_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("token_buckets", "compute_capabilities"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        require(self.attention in (None, *ATTENTIONS), "attention", self.attention, ", ".join(ATTENTIONS))
+        require(self.attention_mask in MASKS, "attention_mask", self.attention_mask, ", ".join(MASKS))
+        buckets, gib = self.token_buckets, self.workspace_gib
+        sound = buckets is None or (bool(buckets) and all(is_integer(size) and size >= 1 for size in buckets))
+        require(sound, "token_buckets", buckets, "None or sizes of 1 or more")
+        require(
+            is_integer(self.optimization_level) and 0 <= self.optimization_level <= 5,
+            "optimization_level", self.optimization_level, "an integer in 0..5",
+        )  # fmt: skip
+        require(gib is None or (is_number(gib) and gib > 0), "workspace_gib", gib, "None or a number above 0")
+
+    def resolved(self, backend: str, max_tokens: int) -> TensorRTConfig:
+        """The same with the defaults of ``backend`` filled in; ``max_tokens`` is the largest bucket.
+
+        Raises ConfigError on what the backend cannot do.
+        """
+        rtx = backend == "tensorrt-rtx"
+        attention = self.attention or ("native" if rtx else "plugin")
+        for name, wrong, reason in (
+            ("attention", rtx and attention == "plugin", "it has no plugins; use native"),
+            ("hardware_compatible", rtx and self.hardware_compatible, "name GPUs in compute_capabilities"),
+            ("version_compatible", rtx and self.version_compatible, "its plans belong to one version"),
+            ("timing_cache", rtx and self.timing_cache is not None, "it measures no kernels when it builds"),
+            (
+                "compute_capabilities",
+                not rtx and self.compute_capabilities is not None,
+                "it builds for the GPU at hand",
+            ),
+        ):
+            if wrong:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, which {backend} cannot: {reason}")
+        capabilities = self.compute_capabilities or RTX_CAPABILITIES if rtx else None
+        for capability in capabilities or ():
+            require(capability in RTX_SUPPORTED, "compute_capabilities", capability, ", ".join(RTX_SUPPORTED))
+        buckets = self.token_buckets or default_buckets(max_tokens)
+        require(max(buckets) <= max_tokens, "token_buckets", max(buckets), f"at most {max_tokens}")
+        complete = tuple(sorted({*buckets, max_tokens}))
+        return replace(self, attention=attention, token_buckets=complete, compute_capabilities=capabilities)
+
+
+def default_buckets(max_tokens: int) -> tuple[int, ...]:
+    """128, then twice as many as the one before, up to ``max_tokens``."""
+    sizes = [128]
+    while sizes[-1] < max_tokens:
+        sizes.append(sizes[-1] * 2)
+    return tuple(sorted({min(size, max_tokens) for size in sizes}))
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """What an engine is built for.
 
     Args:
-        backend: how the network is compiled; ``torch`` packs the weights.
+        backend: how the network is compiled: ``torch`` packs the weights, the others build a plan.
         dtype: of weights and activations; ``auto`` keeps the checkpoint's.
         max_batch_size: slots, so requests that are decoded together.
         max_seq_len: prompt plus ``max_tokens`` of one request; by default the model's limit, at most 2048.
         max_num_tokens: rows of one forward pass over all requests; by default ``max_batch_size * max_seq_len``.
+        quantization: ``fp8`` for the weights and inputs of linear layers, or None.
+        tensorrt: options of the TensorRT backends.
     """
 
     backend: str = "torch"
@@ -79,8 +167,16 @@ class BuildConfig:
     max_batch_size: int = 8
     max_seq_len: int | None = None
     max_num_tokens: int | None = None
+    quantization: str | None = None
+    tensorrt: TensorRTConfig | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.tensorrt, Mapping):
+            object.__setattr__(self, "tensorrt", from_mapping(TensorRTConfig, self.tensorrt, "tensorrt"))
+        is_options = self.tensorrt is None or isinstance(self.tensorrt, TensorRTConfig)
+        require(is_options, "tensorrt", self.tensorrt, "None or a TensorRTConfig")
+        allowed = (None, *QUANTIZATIONS)
+        require(self.quantization in allowed, "quantization", self.quantization, ", ".join(map(str, allowed)))
         require(self.backend in BACKENDS, "backend", self.backend, ", ".join(BACKENDS))
         require(self.dtype in DTYPES, "dtype", self.dtype, ", ".join(DTYPES))
         for name, top in (("max_batch_size", 4096), ("max_seq_len", 1 << 20), ("max_num_tokens", 1 << 30)):
@@ -100,7 +196,20 @@ class BuildConfig:
         tokens = self.max_num_tokens if self.max_num_tokens is not None else self.max_batch_size * seq
         require(tokens >= seq, "max_num_tokens", tokens, f"at least max_seq_len, {seq}")
         dtype = checkpoint_dtype if self.dtype == "auto" else self.dtype
-        return BuildConfig(self.backend, dtype, self.max_batch_size, seq, tokens)
+        complete = replace(self, dtype=dtype, max_seq_len=seq, max_num_tokens=tokens)
+        return replace(complete, tensorrt=complete._resolved_tensorrt(seq, tokens))
+
+    def _resolved_tensorrt(self, seq: int, tokens: int) -> TensorRTConfig | None:
+        if self.backend == "torch":
+            for name in ("quantization", "tensorrt"):
+                value = getattr(self, name)
+                require(value is None, name, value, "None with the torch backend")
+            return None
+        options = self.tensorrt or TensorRTConfig()
+        if options.strip_weights and self.quantization is not None:
+            raise ConfigError(f"strip_weights is True with quantization {self.quantization!r}; allowed: one of the two")
+        native = options.attention == "native" or (options.attention is None and self.backend == "tensorrt-rtx")
+        return options.resolved(self.backend, seq if native else tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored under ``build_config`` in an engine directory."""

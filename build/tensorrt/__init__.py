@@ -1,0 +1,1 @@
+"""The network lowered to TensorRT, and plans built from it."""

@@ -1,0 +1,166 @@
+"""Attention lowered two ways: TensorRT's own on padded windows, or our plugin on packed ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from d3llm_trt.build.tensorrt.lowering import Lowering
+from d3llm_trt.errors import BuildError
+from d3llm_trt.model.config import ModelConfig
+
+PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "D3llmBidirectionalAttention", "1", ""
+
+
+class Attention(Protocol):
+    """RoPE, write of the window's K/V, and attention to ``[0, kv_length)`` without a causal mask."""
+
+    def lower(self, name: str, layer: int, qkv: Any) -> Any:
+        """Fused rows ``[..., (heads + 2 kv_heads) * d]`` -> ``[..., heads * d]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Network inputs that attention reads: see ``network.py`` for shapes."""
+
+    positions: Any
+    window: Any
+    kv_lengths: Any
+    slots: Any
+    caches: list[tuple[Any, ...]]
+
+
+def rotary_tables(config: ModelConfig, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine ``[positions, d / 2]`` in float32 (spec A.3)."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
+    frequencies = 1.0 / (config.rope_theta ** (half / config.head_dim))
+    angles = torch.arange(positions, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+class NativeAttention:
+    """IAttention on padded windows ``[B, S, ...]`` over caches ``[B, kv_heads, positions, d]``.
+
+    Args:
+        explicit_mask: hide what is behind a slot's length with a mask, not with ``key_value_lengths``.
+        cache_positions: capacity of a slot's cache.
+    """
+
+    def __init__(
+        self,
+        lowering: Lowering,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        inputs: Inputs,
+        cache_positions: int,
+        explicit_mask: bool,
+    ) -> None:
+        self._low = lowering
+        self._config = config
+        self._dtype = dtype
+        self._inputs = inputs
+        cos, sin = rotary_tables(config, cache_positions)
+        self._cos, self._sin = lowering.constant("rope.cos", cos), lowering.constant("rope.sin", sin)
+        scale = torch.full((1, 1, 1, 1), config.head_dim**-0.5, dtype=dtype)
+        self._scale = lowering.constant("attention.scale", scale)
+        self._mask = self._make_mask(cache_positions) if explicit_mask else None
+        self.updated: list[tuple[Any, Any]] = []
+
+    def _make_mask(self, cache_positions: int) -> Any:
+        """``[B, 1, 1, positions]``: True where a query may look."""
+        low = self._low
+        lengths = low.reshape("mask.lengths", self._inputs.kv_lengths, (0, 1))
+        at = low.constant("mask.positions", torch.arange(cache_positions, dtype=torch.int32)[None])
+        return low.reshape("mask", low.binary("mask.inside", at, "LESS", lengths), (0, 1, 1, cache_positions))
+
+    def lower(self, name: str, layer: int, qkv: Any) -> Any:
+        """See :class:`Attention`."""
+        low, heads, kv_heads = self._low, self._config.num_heads, self._config.num_kv_heads
+        split = (0, 0, heads + 2 * kv_heads, self._config.head_dim)
+        rows = low.reshape(f"{name}.heads", qkv, split, after=(0, 2, 1, 3))
+        q = self._rotated(f"{name}.q", low.slice(f"{name}.q", rows, 1, 0, heads))
+        k = self._rotated(f"{name}.k", low.slice(f"{name}.k", rows, 1, heads, kv_heads))
+        v = low.slice(f"{name}.v", rows, 1, heads + kv_heads, kv_heads)
+        keys, values = self._cached(name, layer, k, v)
+        # IAttention does not divide by the root of the head size.
+        q = low.binary(f"{name}.q.scaled", q, "PROD", self._scale)
+        attended = self._attend(name, q, keys, values)
+        return low.reshape(f"{name}.rows", attended, (0, 0, heads * self._config.head_dim), before=(0, 2, 1, 3))
+
+    def _rotated(self, name: str, x: Any) -> Any:
+        low = self._low
+        full = low.cast(f"{name}.to_float32", x, torch.float32)
+        layer = low.network.add_rotary_embedding(full, self._cos, self._sin, False, self._config.head_dim)
+        layer = low.layer(f"{name}.rope", layer)
+        layer.set_input(3, self._inputs.positions)
+        return low.cast(f"{name}.cast_back", layer.get_output(0), self._dtype)
+
+    def _cached(self, name: str, layer: int, k: Any, v: Any) -> tuple[Any, Any]:
+        low, mode = self._low, self._low.trt.KVCacheMode.LINEAR
+        outputs = []
+        for kind, cache, new in zip(("k", "v"), self._inputs.caches[layer], (k, v), strict=True):
+            update = low.network.add_kv_cache_update(cache, new, self._inputs.window, mode)
+            outputs.append(low.output(f"{name}.{kind}.cache", update))
+        self.updated.append((outputs[0], outputs[1]))
+        return outputs[0], outputs[1]
+
+    def _attend(self, name: str, q: Any, keys: Any, values: Any) -> Any:
+        low, trt = self._low, self._low.trt
+        layer = low.network.add_attention_v2(
+            q, keys, values, trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
+        )
+        if layer is None:
+            raise BuildError(f"TensorRT refused the attention {name}; see its messages")
+        layer.name = name
+        # There are fused kernels for 16 bits only.
+        layer.decomposable = self._dtype == torch.float32
+        if self._mask is None:
+            layer.key_value_lengths = self._inputs.kv_lengths
+        else:
+            layer.mask = self._mask
+        return layer.get_output(0)
+
+
+class PluginAttention:
+    """Our plugin on packed windows ``[T, ...]`` over a cache ``[slots, 2, kv_heads, positions, d]`` per layer."""
+
+    def __init__(self, lowering: Lowering, config: ModelConfig, inputs: Inputs, cache_positions: int) -> None:
+        self._low = lowering
+        self._config = config
+        self._inputs = inputs
+        self._creator = self._find_creator()
+        cos, sin = rotary_tables(config, cache_positions)
+        self._tables = (lowering.constant("rope.cos", cos), lowering.constant("rope.sin", sin))
+        self.updated: list[tuple[Any]] = []
+
+    def _find_creator(self) -> Any:
+        registry = self._low.network.builder.get_plugin_registry()
+        creator = registry.get_creator(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+        if creator is None:
+            raise BuildError(f"the plugin {PLUGIN_NAME} {PLUGIN_VERSION} is not loaded; build the plugin library first")
+        return creator
+
+    def lower(self, name: str, layer: int, qkv: Any) -> Any:
+        """See :class:`Attention`."""
+        inputs = self._inputs
+        tensors = [qkv, *inputs.caches[layer], inputs.positions, inputs.window, inputs.kv_lengths, inputs.slots]
+        plugin = self._creator.create_plugin(name, self._fields(), self._low.trt.TensorRTPhase.BUILD)
+        if plugin is None:
+            raise BuildError(f"the plugin {PLUGIN_NAME} refused the fields of {name}; see its messages")
+        made = self._low.layer(name, self._low.network.add_plugin_v3([*tensors, *self._tables], [], plugin))
+        self.updated.append((made.get_output(1),))
+        return made.get_output(0)
+
+    def _fields(self) -> Any:
+        trt, config = self._low.trt, self._config
+        values = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+        return trt.PluginFieldCollection(
+            [
+                trt.PluginField(name, np.array([value], dtype=np.int32), trt.PluginFieldType.INT32)
+                for name, value in values.items()
+            ]
+        )

@@ -1,0 +1,194 @@
+"""A network compiled into a plan file: profiles, flags, timing cache, progress, and errors in the model's words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from d3llm_trt.build.tensorrt.network import Binding, BuiltNetwork
+from d3llm_trt.config import TensorRTConfig
+from d3llm_trt.errors import BuildError
+from d3llm_trt.manifest import FileFacts, Progress
+
+LAST_ERRORS = 3
+
+
+def make_builder(trt: Any) -> tuple[Any, Messages]:
+    """A builder and the messages it gives."""
+    messages = make_messages(trt)
+    builder = trt.Builder(messages.logger)
+    if builder is None:
+        raise BuildError(f"TensorRT gave no builder: {messages.last_errors()}")
+    return builder, messages
+
+
+class Messages:
+    """TensorRT's errors and warnings, as they come."""
+
+    def __init__(self) -> None:
+        self.logger: Any = None
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+
+    def last_errors(self) -> str:
+        """The last few different errors in one line. A missing driver is none: plans are built without a GPU."""
+        real = [text for text in self.errors if "cudaError 35" not in text]
+        return " | ".join(dict.fromkeys(real[-LAST_ERRORS:])) or "no message"
+
+
+def make_messages(trt: Any) -> Messages:
+    """Messages whose ``logger`` collects them."""
+    messages = Messages()
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                messages.errors.append(message)
+            elif severity == trt.ILogger.WARNING:
+                messages.warnings.append(message)
+
+    messages.logger = Logger()
+    return messages
+
+
+def compile_plan(
+    trt: Any,
+    builder: Any,
+    messages: Messages,
+    built: BuiltNetwork,
+    options: TensorRTConfig,
+    path: Path,
+    progress: Progress | None = None,
+) -> FileFacts:
+    """Build the plan into ``path`` as a stream. Raises BuildError with TensorRT's own words; Ctrl-C ends the build."""
+    config = builder.create_builder_config()
+    _set_options(trt, config, options)
+    _add_profiles(builder, config, built.bindings)
+    monitor = _monitor(trt, progress)
+    config.progress_monitor = monitor
+    cache = _load_timing_cache(config, options.timing_cache)
+    with path.open("wb") as file:
+        writer = _writer(trt, file)
+        done = builder.build_serialized_network_to_stream(built.lowering.network, config, writer)
+    if monitor.cancelled:
+        raise KeyboardInterrupt
+    if writer.error is not None:
+        raise writer.error
+    if not done:
+        raise BuildError(_explained(messages, built.lowering.given))
+    _save_timing_cache(cache, options.timing_cache)
+    return FileFacts(writer.digest.hexdigest(), writer.size)
+
+
+def _set_options(trt: Any, config: Any, options: TensorRTConfig) -> None:
+    config.builder_optimization_level = options.optimization_level
+    if options.workspace_gib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * (1 << 30)))
+    for wanted, flags in (
+        (options.version_compatible, ("VERSION_COMPATIBLE",)),
+        (options.weight_streaming, ("WEIGHT_STREAMING",)),
+        (options.strip_weights, ("STRIP_PLAN", "REFIT")),
+    ):
+        for flag in flags if wanted else ():
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.compute_capabilities is not None:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for index, capability in enumerate(options.compute_capabilities):
+            name = "SM" + capability.replace(".", "")
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+
+def _add_profiles(builder: Any, config: Any, bindings: Iterable[Binding]) -> None:
+    inputs = list(bindings)
+    for number in range(len(inputs[0].profiles)):
+        profile = builder.create_optimization_profile()
+        for binding in inputs:
+            profile.set_shape(binding.name, *binding.profiles[number])
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(f"TensorRT refused the optimization profile {number}; see its messages")
+
+
+def _monitor(trt: Any, progress: Progress | None) -> Any:
+    """A progress monitor whose ``cancelled`` says that Ctrl-C came."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.cancelled = False
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self._steps[phase] = steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            try:
+                if progress is not None:
+                    progress(phase.lower(), step + 1, max(self._steps.get(phase, 1), step + 1))
+            except KeyboardInterrupt:
+                self.cancelled = True
+            return not self.cancelled
+
+        def phase_finish(self, phase: str) -> None:
+            self._steps.pop(phase, None)
+
+    return Monitor()
+
+
+def _writer(trt: Any, file: Any) -> Any:
+    """A stream writer that counts, hashes, and keeps the error of a full disk."""
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.digest = hashlib.sha256()
+            self.size = 0
+            self.error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                file.write(data)
+            except OSError as error:
+                self.error = error
+                return 0
+            self.digest.update(data)
+            self.size += len(data)
+            return len(data)
+
+    return Writer()
+
+
+def _load_timing_cache(config: Any, path: str | None) -> Any:
+    if path is None:
+        return None
+    try:
+        data = Path(path).read_bytes() if Path(path).exists() else b""
+    except OSError as error:
+        raise BuildError(f"timing cache {path}: cannot be read: {error.strerror}") from error
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise BuildError(f"timing cache {path}: not one of this TensorRT; delete it or name another")
+    return cache
+
+
+def _save_timing_cache(cache: Any, path: str | None) -> None:
+    if cache is None or path is None:
+        return
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_bytes(bytes(cache.serialize()))
+    temporary.replace(target)
+
+
+def _explained(messages: Messages, names: Iterable[str]) -> str:
+    """The failure in the model's words: the layer that TensorRT's messages mention, and the messages."""
+    text = messages.last_errors()
+    places = sorted((name for name in names if name in text), key=len)
+    where = f" at {places[-1]}" if places else ""
+    return f"TensorRT could not build the plan{where}: {text}"

@@ -1,0 +1,121 @@
+"""TensorRTOps: the Ops protocol lowered into a strongly typed TensorRT network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d3llm_trt.build.tensorrt.attention import Attention
+from d3llm_trt.build.tensorrt.lowering import Lowering
+from d3llm_trt.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class LoweredWeights:
+    """Packed weights by name, in the network's dtype or FP8, and the FP8 scales.
+
+    ``weight_scales`` and ``input_scales`` (float32 scalars, by the linear layer's name) are there for exactly the
+    layers whose weight is FP8: a value is its FP8 number times the scale.
+    """
+
+    tensors: Mapping[str, Tensor]
+    weight_scales: Mapping[str, Tensor]
+    input_scales: Mapping[str, Tensor]
+
+
+class TensorRTOps:
+    """Lowers one forward pass. Rows are ``[T, ...]``, or ``[B, S, ...]`` with padded attention.
+
+    Args:
+        lowering: the network under construction.
+        config: the model.
+        weights: see :class:`LoweredWeights`.
+        dtype: of activations and logits.
+        attention: how attention is lowered.
+    """
+
+    def __init__(
+        self,
+        lowering: Lowering,
+        config: ModelConfig,
+        weights: LoweredWeights,
+        dtype: torch.dtype,
+        attention: Attention,
+    ) -> None:
+        self._low = lowering
+        self._config = config
+        self._weights = weights
+        self._dtype = dtype
+        self._attention = attention
+
+    def embedding(self, name: str, ids: Any) -> Any:
+        """See :class:`Ops`."""
+        table = self._weight(f"{name}.weight")
+        return self._low.output(name, self._low.network.add_gather(table, ids, 0))
+
+    def linear(self, name: str, x: Any) -> Any:
+        """See :class:`Ops`. With scales, input and weight go through FP8, which TensorRT fuses with the product."""
+        weight_name, rank = f"{name}.weight", len(x.shape)
+        weight = self._weight(weight_name, rank)
+        if name in self._weights.weight_scales:
+            weight = self._dequantized(f"{name}.weight", weight, self._weights.weight_scales[name])
+            x = self._through_fp8(f"{name}.input", x, self._weights.input_scales[name])
+        product = self._low.matmul(name, x, weight)
+        if f"{name}.bias" not in self._weights.tensors:
+            return product
+        return self._low.binary(f"{name}.add_bias", product, "SUM", self._weight(f"{name}.bias", rank))
+
+    def _through_fp8(self, name: str, x: Any, scale: Tensor) -> Any:
+        factor = self._low.weight(f"{name}.scale", scale)
+        quantized = self._low.network.add_quantize(x, factor, self._low.trt.fp8)
+        return self._dequantize(f"{name}.dequantize", self._low.output(f"{name}.quantize", quantized), factor)
+
+    def _dequantized(self, name: str, weight: Any, scale: Tensor) -> Any:
+        return self._dequantize(f"{name}.dequantize", weight, self._low.weight(f"{name}.scale", scale))
+
+    def _dequantize(self, name: str, x: Any, factor: Any) -> Any:
+        return self._low.output(name, self._low.network.add_dequantize(x, factor, self._low.dtype(self._dtype)))
+
+    def rms_norm(self, name: str, x: Any) -> Any:
+        """See :class:`Ops`; statistics in float32, cast back before the weight."""
+        low, rank = self._low, len(x.shape)
+        full = low.cast(f"{name}.to_float32", x, torch.float32)
+        squares = low.binary(f"{name}.square", full, "PROD", full)
+        average = low.trt.ReduceOperation.AVG
+        mean = low.output(f"{name}.mean", low.network.add_reduce(squares, average, 1 << (rank - 1), True))
+        eps = low.constant(f"{name}.eps", torch.full((1,) * rank, self._config.rms_norm_eps))
+        root = low.unary(f"{name}.root", low.binary(f"{name}.add_eps", mean, "SUM", eps), "SQRT")
+        scaled = low.binary(f"{name}.scaled", full, "PROD", low.unary(f"{name}.inverse", root, "RECIP"))
+        normed = low.cast(f"{name}.cast_back", scaled, self._dtype)
+        return low.binary(name, normed, "PROD", self._weight(f"{name}.weight", rank))
+
+    def add(self, name: str, x: Any, y: Any) -> Any:
+        """See :class:`Ops`."""
+        return self._low.binary(name, x, "SUM", y)
+
+    def attention(self, name: str, layer: int, qkv: Any) -> Any:
+        """See :class:`Ops`."""
+        return self._attention.lower(name, layer, qkv)
+
+    def gated_mlp(self, name: str, gate_up: Any) -> Any:
+        """See :class:`Ops`."""
+        low, size, axis = self._low, self._config.intermediate_size, len(gate_up.shape) - 1
+        gate = low.slice(f"{name}.gate", gate_up, axis, 0, size)
+        up = low.slice(f"{name}.up", gate_up, axis, size, size)
+        sigmoid = low.output(f"{name}.sigmoid", low.network.add_activation(gate, low.trt.ActivationType.SIGMOID))
+        return low.binary(name, low.binary(f"{name}.silu", gate, "PROD", sigmoid), "PROD", up)
+
+    def gather_rows(self, name: str, x: Any, rows: Any) -> Any:
+        """See :class:`Ops`; padded rows are numbered ``b * S + s``."""
+        flat = x if len(x.shape) == 2 else self._low.reshape(f"{name}.flat", x, (-1, self._config.hidden_size))
+        return self._low.output(name, self._low.network.add_gather(flat, rows, 0))
+
+    def _weight(self, name: str, rank: int | None = None) -> Any:
+        """A weight, with leading ones so that it has as many dimensions as what it is combined with."""
+        tensor = self._weights.tensors[name]
+        shape = tuple(tensor.shape)
+        return self._low.weight(name, tensor, shape if rank is None else (1,) * (rank - len(shape)) + shape)

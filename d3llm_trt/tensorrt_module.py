@@ -1,0 +1,19 @@
+"""The one place that imports TensorRT: the full one, or TensorRT for RTX, by the name of the backend."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from d3llm_trt.errors import EngineError
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+PACKAGES = {"tensorrt": "tensorrt-cu13 (10.14 or newer)", "tensorrt-rtx": "tensorrt-rtx-cu13"}
+
+
+def load_tensorrt(backend: str) -> Any:
+    """The Python module of ``backend``. Raises EngineError with what to install."""
+    try:
+        return import_module(MODULES[backend])
+    except ImportError as error:
+        raise EngineError(f"backend {backend!r} needs {PACKAGES[backend]}: {error}; install it with pip") from error

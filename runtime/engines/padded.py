@@ -1,0 +1,116 @@
+"""Packed windows on a network that takes padded ones: the engine behind TensorRT's native attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
+from d3llm_trt.runtime.kv_cache import allocate_kv_cache
+
+
+class Session(Protocol):
+    """Runs the network once on the current stream. Inputs and outputs are bound by name to memory that is there."""
+
+    def run(self, tensors: Mapping[str, Tensor]) -> None:
+        """Compute the outputs among ``tensors``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """Window number ``index`` of a batch: packed rows from ``row`` on, positions ``[start, start + length)``."""
+
+    index: int
+    slot: int
+    row: int
+    start: int
+    length: int
+
+
+class PaddedEngine:
+    """The Engine protocol over a :class:`Session` whose inputs are ``[B, S]`` windows of neighbouring slots.
+
+    Slots that lie between the first and the last window of a run, but are not in the batch, are free: what is
+    computed for them is never read. A run's windows are padded to its longest one, which must not write behind a
+    slot's cache; where it would, the batch is run in parts. The layout is read on the host.
+    """
+
+    def __init__(self, spec: EngineSpec, session: Session) -> None:
+        self.spec = replace(spec, layout="padded", graph_capturable=False)
+        self._session = session
+        config = spec.model_config
+        cache = allocate_kv_cache(config, spec.max_batch_size, spec.max_seq_len, spec.dtype, spec.device)
+        # TensorRT wants K and V apart: per layer all slots' K, then all slots' V, in the same memory.
+        shape = (config.num_layers, 2, spec.max_batch_size, config.num_kv_heads, spec.max_seq_len, config.head_dim)
+        self.kv_cache = cache.view(shape)
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """See :meth:`Engine.forward`."""
+        vocab, rows = self.spec.model_config.vocab_size, batch.logit_rows
+        logits = torch.empty(len(rows), vocab, dtype=self.spec.dtype, device=rows.device)
+        owner = torch.searchsorted(batch.cu_window[1:], rows, right=True)
+        for run in plan_runs(_windows(batch), self.spec.max_seq_len):
+            mine = (owner >= run[0].index) & (owner <= run[-1].index)
+            places = (
+                mine.nonzero()[:, 0] if len(run) < len(batch.slots) else torch.arange(len(rows), device=rows.device)
+            )
+            if len(places):
+                logits[places] = self._run(batch, run, rows[places], owner[places])
+        return logits
+
+    def _run(self, batch: ForwardBatch, run: Sequence[Window], rows: Tensor, owner: Tensor) -> Tensor:
+        first, device = run[0].slot, rows.device
+        slots, width = run[-1].slot - first + 1, max(window.length for window in run)
+        lines = batch.slots - first
+        tensors = {
+            "token_ids": torch.zeros(slots, width, dtype=torch.int64, device=device),
+            "positions": torch.zeros(slots, width, dtype=torch.int64, device=device),
+            "window_starts": torch.zeros(slots, dtype=torch.int32, device=device),
+            "kv_lengths": torch.ones(slots, dtype=torch.int32, device=device),
+            "logit_rows": lines[owner] * width + rows - batch.cu_window[owner],
+            "logits": torch.empty(len(rows), self.spec.model_config.vocab_size, dtype=self.spec.dtype, device=device),
+        }
+        for window in run:
+            line, packed = window.slot - first, slice(window.row, window.row + window.length)
+            tensors["token_ids"][line, : window.length] = batch.token_ids[packed]
+            tensors["positions"][line] = torch.arange(window.start, window.start + width, device=device)
+            tensors["window_starts"][line] = window.start
+            tensors["kv_lengths"][line] = window.start + window.length
+        self._session.run({**tensors, **self._caches(first, slots)})
+        return tensors["logits"]
+
+    def _caches(self, first: int, slots: int) -> dict[str, Tensor]:
+        """Cache inputs, and their updated outputs in the same memory."""
+        bound = {}
+        for layer, both in enumerate(self.kv_cache[:, :, first : first + slots]):
+            for name, cache in zip(("k_cache", "v_cache"), both, strict=True):
+                bound[f"{name}.{layer}"] = bound[f"{name}.{layer}.updated"] = cache
+        return bound
+
+
+def plan_runs(windows: Sequence[Window], capacity: int) -> list[list[Window]]:
+    """Neighbouring windows together, as long as the longest of a run fits behind the start of each: in slot order."""
+    runs: list[list[Window]] = []
+    for window in windows:
+        together = [*runs[-1], window] if runs else []
+        width = max((other.length for other in together), default=0)
+        if together and all(other.start + width <= capacity for other in together):
+            runs[-1].append(window)
+        else:
+            runs.append([window])
+    return runs
+
+
+def _windows(batch: ForwardBatch) -> list[Window]:
+    edges, slots, ends = batch.cu_window.tolist(), batch.slots.tolist(), batch.kv_lengths.tolist()
+    lengths = [high - low for low, high in zip(edges, edges[1:], strict=False)]
+    return [
+        Window(index, slot, edges[index], end - length, length)
+        for index, (slot, length, end) in enumerate(zip(slots, lengths, ends, strict=True))
+    ]
