@@ -126,7 +126,7 @@ class TensorRTConfig:
             (
                 "compute_capabilities",
                 not rtx and self.compute_capabilities is not None,
-                "it builds for the GPU at hand",
+                "it builds for its own GPU",
             ),
         ):
             if wrong:

@@ -30,9 +30,14 @@ class Interpreter:
         self._network = network
         self._given = given
         self._dtypes = {
-            trt.float32: torch.float64 if exact else torch.float32, trt.float16: torch.float16, trt.bfloat16: torch.bfloat16,
-            trt.fp8: torch.float8_e4m3fn, trt.int32: torch.int32, trt.int64: torch.int64, trt.bool: torch.bool,
-        }  # fmt: skip
+            trt.float32: torch.float64 if exact else torch.float32,
+            trt.float16: torch.float16,
+            trt.bfloat16: torch.bfloat16,
+            trt.fp8: torch.float8_e4m3fn,
+            trt.int32: torch.int32,
+            trt.int64: torch.int64,
+            trt.bool: torch.bool,
+        }
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All outputs by name. Cache inputs are updated in place, as on a GPU."""
@@ -60,10 +65,8 @@ class Interpreter:
         kind = layer.type.name
         run = getattr(self, "_" + kind.lower(), None)
         assert run is not None, f"{layer.name}: the interpreter does not know {kind}"
-        names = {"CONSTANT": "IConstantLayer", "MATRIX_MULTIPLY": "IMatrixMultiplyLayer", "ELEMENTWISE": "IElementWiseLayer",
-                 "KV_CACHE_UPDATE": "IKVCacheUpdateLayer", "ATTENTION_INPUT": "IAttentionInputLayer",
-                 "ATTENTION_OUTPUT": "IAttentionOutputLayer", "ROTARY_EMBEDDING": "IRotaryEmbeddingLayer"}  # fmt: skip
-        layer.__class__ = getattr(self._trt, names.get(kind, f"I{kind.title().replace('_', '')}Layer"))
+        words = kind.title().replace("_", "").replace("KvCache", "KVCache").replace("Elementwise", "ElementWise")
+        layer.__class__ = getattr(self._trt, f"I{words}Layer")
         inputs = [
             None if (tensor := layer.get_input(index)) is None else values[tensor.name]
             for index in range(layer.num_inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -53,13 +54,13 @@ class PaddedEngine:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """See :meth:`Engine.forward`."""
         vocab, rows = self.spec.model_config.vocab_size, batch.logit_rows
-        logits = torch.empty(len(rows), vocab, dtype=self.spec.dtype, device=rows.device)
         owner = torch.searchsorted(batch.cu_window[1:], rows, right=True)
-        for run in plan_runs(_windows(batch), self.spec.max_seq_len):
-            mine = (owner >= run[0].index) & (owner <= run[-1].index)
-            places = (
-                mine.nonzero()[:, 0] if len(run) < len(batch.slots) else torch.arange(len(rows), device=rows.device)
-            )
+        runs = plan_runs(_windows(batch), self.spec.max_seq_len)
+        if len(runs) == 1:
+            return self._run(batch, runs[0], rows, owner)
+        logits = torch.empty(len(rows), vocab, dtype=self.spec.dtype, device=rows.device)
+        for run in runs:
+            places = ((owner >= run[0].index) & (owner <= run[-1].index)).nonzero()[:, 0]
             if len(places):
                 logits[places] = self._run(batch, run, rows[places], owner[places])
         return logits
@@ -109,7 +110,7 @@ def plan_runs(windows: Sequence[Window], capacity: int) -> list[list[Window]]:
 
 def _windows(batch: ForwardBatch) -> list[Window]:
     edges, slots, ends = batch.cu_window.tolist(), batch.slots.tolist(), batch.kv_lengths.tolist()
-    lengths = [high - low for low, high in zip(edges, edges[1:], strict=False)]
+    lengths = [high - low for low, high in itertools.pairwise(edges)]
     return [
         Window(index, slot, edges[index], end - length, length)
         for index, (slot, length, end) in enumerate(zip(slots, lengths, ends, strict=True))
