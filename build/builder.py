@@ -15,12 +15,14 @@ from filelock import FileLock
 import d3llm_trt
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import check_target, publish
-from d3llm_trt.build.weights_file import header_bytes, write_weights
+from d3llm_trt.build.weights_file import header_bytes, open_weights, write_weights
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, EngineError
 from d3llm_trt.manifest import (
     FORMAT_VERSION,
+    PLAN_FILE,
     WEIGHTS_FILE,
+    FileFacts,
     Manifest,
     Progress,
     file_facts,
@@ -29,6 +31,7 @@ from d3llm_trt.manifest import (
     write_manifest,
 )
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.tensorrt_module import load_tensorrt
 
 SPARE_BYTES = 64 << 20
 FREE_SPACE = "free some space, or choose another directory"
@@ -65,6 +68,8 @@ def _build(
 ) -> Path:
     try:
         check_target(target, overwrite)
+        if settings.backend != "torch":
+            load_tensorrt(settings.backend)
         _check_space(target, _engine_bytes(checkpoint.config, settings))
         return publish(target, lambda path: _write(checkpoint, settings, path, progress), overwrite=overwrite)
     except OSError as error:
@@ -74,7 +79,9 @@ def _build(
 def _engine_bytes(config: ModelConfig, settings: BuildConfig) -> int:
     shapes, dtype = config.tensor_shapes(), getattr(torch, settings.dtype)
     values = sum(torch.Size(shape).numel() for shape in shapes.values())
-    return len(header_bytes(shapes, dtype)) + values * int(dtype.itemsize)
+    packed = len(header_bytes(shapes, dtype)) + values * int(dtype.itemsize)
+    # A plan is built from the packed weights beside it.
+    return packed if settings.backend == "torch" else 2 * packed
 
 
 def _check_space(target: Path, size: int) -> None:
@@ -91,22 +98,52 @@ def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: 
 
     # The tokenizer first: a bad one is found before the long work.
     files = {name: file_facts(path / name) for name in convert_tokenizer(checkpoint.path, checkpoint.config, path)}
-    shapes, dtype = checkpoint.config.tensor_shapes(), getattr(torch, settings.dtype)
-    tensors = _reported(checkpoint.packed_tensors(), len(shapes), progress)
-    try:
-        files[WEIGHTS_FILE] = write_weights(path / WEIGHTS_FILE, shapes, dtype, tensors)
-    except OverflowError as error:
-        fix = "choose bfloat16 or float32"
-        raise BuildError(f"dtype is {settings.dtype!r}, too small a range for tensor {error}; {fix}") from error
+    files[WEIGHTS_FILE] = _write_weights(checkpoint, settings, path / WEIGHTS_FILE, progress)
+    backend_version: str = str(torch.__version__)
+    capabilities: tuple[str, ...] = ()
+    if settings.backend != "torch":
+        checkpoint.close()
+        backend_version, capabilities = _write_plan(checkpoint.config, settings, path, files, progress)
     manifest = Manifest(
         model_config=checkpoint.config,
         build_config=settings,
-        backend_version=str(torch.__version__),
+        backend_version=backend_version,
         package_version=d3llm_trt.__version__,
         checkpoint_fingerprint=checkpoint.fingerprint,
         files=files,
+        compute_capabilities=capabilities,
     )
     write_manifest(path, manifest)
+
+
+def _write_weights(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None) -> FileFacts:
+    shapes, dtype = checkpoint.config.tensor_shapes(), getattr(torch, settings.dtype)
+    tensors = _reported(checkpoint.packed_tensors(), len(shapes), progress)
+    try:
+        return write_weights(path, shapes, dtype, tensors)
+    except OverflowError as error:
+        fix = "choose bfloat16 or float32"
+        raise BuildError(f"dtype is {settings.dtype!r}, too small a range for tensor {error}; {fix}") from error
+
+
+def _write_plan(
+    config: ModelConfig, settings: BuildConfig, path: Path, files: dict[str, FileFacts], progress: Progress | None
+) -> tuple[str, tuple[str, ...]]:
+    """Write the plan beside the packed weights, which stay only where it has none. Returns version and GPUs."""
+    from d3llm_trt.build.tensorrt.plan import build_plan
+
+    packed = open_weights(path / WEIGHTS_FILE)
+    weights = {name: packed.tensor(name) for name in config.tensor_shapes()}
+    files[PLAN_FILE] = build_plan(config, weights, settings, path / PLAN_FILE, progress)
+    options = settings.tensorrt
+    assert options is not None
+    if not options.strip_weights:
+        (path / WEIGHTS_FILE).unlink()
+        del files[WEIGHTS_FILE]
+    capabilities = options.compute_capabilities
+    if capabilities is None:
+        capabilities = (".".join(map(str, torch.cuda.get_device_capability())),) if torch.cuda.is_available() else ()
+    return str(load_tensorrt(settings.backend).__version__), capabilities
 
 
 def _reported(

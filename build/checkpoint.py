@@ -95,6 +95,11 @@ class Checkpoint:
         """A published tensor, memory-mapped."""
         return self._homes[name].tensor(name)
 
+    def close(self) -> None:
+        """Give back the memory that the mapped files take; tensors that were asked for stay valid."""
+        for file in self._files:
+            file.close()
+
     def packed_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every packed weight in the order of ``ModelConfig.tensor_shapes``, query-key-value and gate-up fused.
 

@@ -74,6 +74,10 @@ class WeightsFile:
             data = data.clone()
         return data.view(dtype).view(entry.shape)
 
+    def close(self) -> None:
+        """Drop the map; it goes when the last tensor over it does."""
+        self._maps.clear()
+
     def _map(self) -> mmap.mmap:
         try:
             with self.path.open("rb") as file:

@@ -171,10 +171,12 @@ class BuildConfig:
     tensorrt: TensorRTConfig | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.tensorrt, Mapping):
-            object.__setattr__(self, "tensorrt", from_mapping(TensorRTConfig, self.tensorrt, "tensorrt"))
-        is_options = self.tensorrt is None or isinstance(self.tensorrt, TensorRTConfig)
-        require(is_options, "tensorrt", self.tensorrt, "None or a TensorRTConfig")
+        options: object = self.tensorrt
+        if isinstance(options, Mapping):
+            options = from_mapping(TensorRTConfig, options, "tensorrt")
+            object.__setattr__(self, "tensorrt", options)
+        sound = options is None or isinstance(options, TensorRTConfig)
+        require(sound, "tensorrt", options, "None or a TensorRTConfig")
         allowed = (None, *QUANTIZATIONS)
         require(self.quantization in allowed, "quantization", self.quantization, ", ".join(map(str, allowed)))
         require(self.backend in BACKENDS, "backend", self.backend, ", ".join(BACKENDS))

@@ -19,7 +19,7 @@ from d3llm_trt.strict_json import read_object
 FORMAT = "d3llm-trt-engine"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "config.json"
-WEIGHTS_FILE = "rank0.safetensors"
+WEIGHTS_FILE, PLAN_FILE = "rank0.safetensors", "rank0.engine"
 REBUILD = "build the engine again with `d3llm-trt build`"
 _CHUNK = 16 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -101,7 +101,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 def is_engine(directory: Path) -> bool:
     """Whether ``directory`` is meant as an engine, sound or not, rather than as a checkpoint."""
-    if (directory / WEIGHTS_FILE).exists():
+    if any((directory / name).exists() for name in (WEIGHTS_FILE, PLAN_FILE)):
         return True
     try:
         config = json.loads((directory / MANIFEST_FILE).read_bytes())

@@ -9,7 +9,8 @@ import torch
 from d3llm_trt.config import require
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.manifest import Manifest
-from d3llm_trt.runtime.engines.base import Engine
+from d3llm_trt.runtime.engines.base import Engine, EngineSpec
+from d3llm_trt.runtime.engines.tensorrt_engine import load_tensorrt_engine
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 
 OLDEST_GPU = (8, 0)
@@ -28,11 +29,28 @@ def load_engine(
     where = choose_device(device)
     if cuda_graphs is not None:
         require(cuda_graphs in CUDA_GRAPHS, "cuda_graphs", cuda_graphs, "all, largest, off, or None for the default")
-    engine = TorchEngine.load(directory, manifest, where, max_batch_size or manifest.build_config.max_batch_size)
+    spec = _spec(manifest, where, max_batch_size)
+    load = TorchEngine.load if manifest.backend == "torch" else load_tensorrt_engine
+    engine: Engine = load(directory, manifest, spec)
     if cuda_graphs not in (None, "off") and not engine.spec.graph_capturable:
         reason = f"the {engine.spec.backend} engine on {where.type} cannot run inside a CUDA graph"
         raise ConfigError(f"cuda_graphs is {cuda_graphs!r}, but {reason}; allowed: off or None")
     return engine
+
+
+def _spec(manifest: Manifest, device: torch.device, max_batch_size: int | None) -> EngineSpec:
+    build = manifest.build_config
+    assert build.max_seq_len is not None and build.max_num_tokens is not None
+    return EngineSpec(
+        model_config=manifest.model_config,
+        backend=manifest.backend,
+        dtype=getattr(torch, build.dtype),
+        device=device,
+        max_batch_size=max_batch_size or build.max_batch_size,
+        max_seq_len=build.max_seq_len,
+        max_num_tokens=build.max_num_tokens,
+        quantization=build.quantization,
+    )
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -12,6 +12,7 @@ from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.errors import BuildError
 from d3llm_trt.model.config import ModelConfig
 
+WITHOUT_FUSED_KERNELS = (torch.float32,)
 PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "D3llmBidirectionalAttention", "1", ""
 
 
@@ -116,8 +117,7 @@ class NativeAttention:
         if layer is None:
             raise BuildError(f"TensorRT refused the attention {name}; see its messages")
         layer.name = name
-        # There are fused kernels for 16 bits only.
-        layer.decomposable = self._dtype == torch.float32
+        layer.decomposable = self._dtype in WITHOUT_FUSED_KERNELS
         if self._mask is None:
             layer.key_value_lengths = self._inputs.kv_lengths
         else:

@@ -42,7 +42,7 @@ def make_messages(trt: Any) -> Messages:
     """Messages whose ``logger`` collects them."""
     messages = Messages()
 
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -118,7 +118,7 @@ def _add_profiles(builder: Any, config: Any, bindings: Iterable[Binding]) -> Non
 def _monitor(trt: Any, progress: Progress | None) -> Any:
     """A progress monitor whose ``cancelled`` says that Ctrl-C came."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.cancelled = False
@@ -144,7 +144,7 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
 def _writer(trt: Any, file: Any) -> Any:
     """A stream writer that counts, hashes, and keeps the error of a full disk."""
 
-    class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
             self.digest = hashlib.sha256()

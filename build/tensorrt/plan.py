@@ -29,6 +29,9 @@ def build_plan(
     """Build the plan of a resolved configuration into ``path``. Raises BuildError, or EngineError without TensorRT."""
     assert settings.tensorrt is not None
     trt = load_tensorrt(settings.backend)
+    if settings.backend == "tensorrt-rtx" and settings.tensorrt.strip_weights and not torch.cuda.is_available():
+        # The code that refits weights is compiled on a GPU when the plan is built.
+        raise BuildError("strip_weights with tensorrt-rtx needs a GPU where the plan is built; leave it out here")
     builder, messages = make_builder(trt)
     lowered = lowered_weights(config, weights, settings.quantization)
     dtype, sizes = getattr(torch, settings.dtype), plan_sizes(settings)

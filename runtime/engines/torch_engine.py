@@ -36,20 +36,10 @@ class TorchEngine:
         )
 
     @classmethod
-    def load(cls, directory: Path, manifest: Manifest, device: torch.device, max_batch_size: int) -> TorchEngine:
+    def load(cls, directory: Path, manifest: Manifest, spec: EngineSpec) -> TorchEngine:
         """From an engine directory whose files were verified. Raises EngineError naming what is wrong."""
-        build, config = manifest.build_config, manifest.model_config
-        assert build.max_seq_len is not None and build.max_num_tokens is not None
-        spec = EngineSpec(
-            model_config=config,
-            backend=manifest.backend,
-            dtype=getattr(torch, build.dtype),
-            device=device,
-            max_batch_size=max_batch_size,
-            max_seq_len=build.max_seq_len,
-            max_num_tokens=build.max_num_tokens,
-        )
-        return cls(spec, _load_weights(directory / WEIGHTS_FILE, config, spec.dtype, device))
+        weights = _load_weights(directory / WEIGHTS_FILE, manifest.model_config, spec.dtype, spec.device)
+        return cls(spec, weights)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:

@@ -1,0 +1,189 @@
+"""A TensorRT plan on a GPU: checked, deserialized or refitted, and run with torch's memory on torch's stream.
+
+Written against TensorRT's documented API and tested with a recording double; not run on a GPU so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d3llm_trt.errors import EngineError
+from d3llm_trt.manifest import PLAN_FILE, REBUILD, WEIGHTS_FILE, Manifest
+
+ALIGNMENT = 256
+
+
+def open_plan(trt: Any, directory: Path, manifest: Manifest, device: torch.device) -> Any:
+    """The engine of a verified directory, refitted if its plan has no weights. Raises EngineError with what to do."""
+    check_fits(trt.__version__, torch.cuda.get_device_capability(device), manifest)
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    with torch.cuda.device(device):
+        engine = runtime.deserialize_cuda_engine((directory / PLAN_FILE).read_bytes())
+        if engine is None:
+            raise EngineError(f"{directory / PLAN_FILE}: TensorRT cannot load it; {REBUILD} on this machine")
+        options = manifest.build_config.tensorrt
+        if options is not None and options.strip_weights:
+            refit(trt, engine, directory / WEIGHTS_FILE)
+    return engine
+
+
+def check_fits(version: str, capability: tuple[int, int], manifest: Manifest) -> None:
+    """Raise EngineError unless a plan runs with this TensorRT on this GPU."""
+    options, here = manifest.build_config.tensorrt, ".".join(map(str, capability))
+    assert options is not None
+    built = manifest.backend_version
+    newer_is_fine = options.version_compatible and _numbers(version) >= _numbers(built)
+    if version != built and not newer_is_fine:
+        raise EngineError(
+            f"the plan was built with TensorRT {built}, and this is {version}; {REBUILD}, or install {built}"
+        )
+    compatible = options.hardware_compatible and capability >= (8, 0)
+    if manifest.compute_capabilities and here not in manifest.compute_capabilities and not compatible:
+        listed = ", ".join(manifest.compute_capabilities)
+        raise EngineError(
+            f"the plan is for compute capabilities {listed}, and this GPU has {here}; {REBUILD} for {here}"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def refit(trt: Any, engine: Any, path: Path) -> None:
+    """Give a stripped plan its weights, which are named as in ``path``."""
+    from safetensors import safe_open
+
+    refitter = trt.Refitter(engine, trt.Logger(trt.Logger.WARNING))
+    kept = []
+    with safe_open(path, framework="pt") as file:
+        for name in refitter.get_all_weights():
+            if name not in file.keys():  # noqa: SIM118
+                continue
+            tensor = file.get_tensor(name)
+            kept.append(tensor)
+            weights = trt.Weights(_named(trt, tensor.dtype), tensor.data_ptr(), tensor.numel())
+            if not refitter.set_named_weights(name, weights):
+                raise EngineError(f"{path}: TensorRT refuses the weight {name}; {REBUILD}")
+    if missing := refitter.get_missing_weights():
+        raise EngineError(f"{path}: the plan also wants {sorted(missing)[0]}; {REBUILD}")
+    if not refitter.refit_cuda_engine():
+        raise EngineError(f"{path}: TensorRT could not refit the plan; {REBUILD}")
+
+
+def _named(trt: Any, dtype: torch.dtype) -> Any:
+    return getattr(trt, str(dtype).removeprefix("torch."))
+
+
+class TensorRTSession:
+    """Runs one deserialized engine. Memory is torch's: scratch is allocated once for the largest profile."""
+
+    def __init__(self, trt: Any, engine: Any, device: torch.device, runtime_cache: Path | None = None) -> None:
+        self._trt = trt
+        self._engine = engine
+        self._device = device
+        self._cache = RuntimeCache(engine, runtime_cache) if runtime_cache is not None else None
+        self._inputs, self._outputs = self._names()
+        self._profiles = [
+            {name: engine.get_tensor_profile_shape(name, number) for name in self._inputs}
+            for number in range(engine.num_optimization_profiles)
+        ]
+        self._context = self._make_context()
+        self._profile = -1
+        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def _names(self) -> tuple[list[str], list[str]]:
+        names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
+        return inputs, [name for name in names if name not in inputs]
+
+    def _make_context(self) -> Any:
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._cache is None:
+            context = self._engine.create_execution_context(strategy)
+        else:
+            self._cache.config.set_execution_context_allocation_strategy(strategy)
+            context = self._engine.create_execution_context(self._cache.config)
+        if context is None:
+            raise EngineError("TensorRT gave no execution context; free GPU memory, or build for fewer tokens")
+        sizes = [self._engine.get_device_memory_size_for_profile_v2(number) for number in range(len(self._profiles))]
+        self._scratch = torch.empty(max(sizes) + ALIGNMENT, dtype=torch.uint8, device=self._device)
+        start = -self._scratch.data_ptr() % ALIGNMENT
+        context.set_device_memory(self._scratch.data_ptr() + start, max(sizes))
+        return context
+
+    def run(self, tensors: Mapping[str, Tensor]) -> None:
+        """Enqueue one execution on the current stream. Raises EngineError naming the tensor that does not fit."""
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        self._choose_profile(tensors, stream)
+        for name in self._inputs:
+            self._bind_shape(name, tensors[name])
+        for name in (*self._inputs, *self._outputs):
+            self._bind_address(name, tensors[name])
+        if not self._context.execute_async_v3(stream):
+            raise EngineError("TensorRT could not enqueue the plan; see its messages")
+
+    def _choose_profile(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        fitting = (
+            number
+            for number, ranges in enumerate(self._profiles)
+            if all(_fits(tensors[name], ranges[name]) for name in self._inputs)
+        )
+        chosen = next(fitting, None)
+        if chosen is None:
+            shapes = {name: tuple(tensors[name].shape) for name in self._inputs if "cache" not in name}
+            raise EngineError(f"no optimization profile takes {shapes}; build with larger token_buckets")
+        if chosen != self._profile:
+            if not self._context.set_optimization_profile_async(chosen, stream):
+                raise EngineError(f"TensorRT refused the optimization profile {chosen}; see its messages")
+            self._profile = chosen
+            self._bound.clear()
+
+    def _bind_shape(self, name: str, tensor: Tensor) -> None:
+        shape = tuple(tensor.shape)
+        if name in self._bound and self._bound[name][1] == shape:
+            return
+        if not self._context.set_input_shape(name, shape):
+            raise EngineError(f"TensorRT refused the shape {shape} of {name}; see its messages")
+
+    def _bind_address(self, name: str, tensor: Tensor) -> None:
+        if not tensor.is_contiguous():
+            raise EngineError(f"{name} is not contiguous; this is a bug, report it")
+        wanted = (tensor.data_ptr(), tuple(tensor.shape))
+        if self._bound.get(name) == wanted:
+            return
+        if not self._context.set_tensor_address(name, tensor.data_ptr()):
+            raise EngineError(f"TensorRT refused the memory of {name}; see its messages")
+        self._bound[name] = wanted
+
+    def close(self) -> None:
+        """Keep what was compiled at run time."""
+        if self._cache is not None:
+            self._cache.save()
+
+
+def _fits(tensor: Tensor, ranges: Any) -> bool:
+    low, _, high = ranges
+    return len(low) == tensor.ndim and all(a <= b <= c for a, b, c in zip(low, tensor.shape, high, strict=True))
+
+
+class RuntimeCache:
+    """TensorRT for RTX's cache of kernels compiled on the user's GPU, in a file beside the engine directory."""
+
+    def __init__(self, engine: Any, path: Path) -> None:
+        self._path = path
+        self.config = engine.create_runtime_config()
+        self._cache = self.config.create_runtime_cache()
+        if path.exists():
+            self._cache.deserialize(path.read_bytes())
+        self.config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write the file, at once."""
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        temporary.write_bytes(bytes(self._cache.serialize()))
+        temporary.replace(self._path)

@@ -1,0 +1,192 @@
+"""Real plans, built by TensorRT for RTX without a GPU (evidence level L2), and what goes wrong while building."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_cases import GOLDEN
+from tiny_models import CHECKPOINTS, ROOT
+
+from d3llm_trt import LLM, BuildConfig, build_engine
+from d3llm_trt.build.tensorrt import attention
+from d3llm_trt.build.tensorrt import compile as compiling
+from d3llm_trt.build.tensorrt.network import Sizes, packed_bindings, padded_bindings
+from d3llm_trt.config import TensorRTConfig, default_buckets
+from d3llm_trt.errors import BuildError, ConfigError, EngineError
+from d3llm_trt.manifest import PLAN_FILE, load_manifest, verify_files
+from d3llm_trt.model.config import ModelConfig
+
+trt = pytest.importorskip("tensorrt_rtx")
+BOTH = ("8.9", "12.0")
+PRECISIONS = [("bfloat16", None), ("float16", None), ("float32", None), ("bfloat16", "fp8")]
+SOURCES = [*CHECKPOINTS.values(), GOLDEN / "llada_tiny", GOLDEN / "dream_tiny"]
+
+
+def config(dtype: str = "bfloat16", quantization: str | None = None, **options: Any) -> BuildConfig:
+    """Batches of 1 and 8."""
+    own = {"compute_capabilities": BOTH, "token_buckets": (64, 128), **options}
+    return BuildConfig("tensorrt-rtx", dtype, 8, 128, quantization=quantization, tensorrt=TensorRTConfig(**own))
+
+
+@pytest.mark.parametrize(("dtype", "quantization"), PRECISIONS)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_plans(source: Path, dtype: str, quantization: str | None, tmp_path: Path) -> None:
+    mask = "explicit" if dtype == "float16" or quantization else "lengths"
+    asked = config(dtype, quantization, attention_mask=mask)
+    path = build_engine(source, tmp_path / "engine", asked)
+    manifest = load_manifest(path)
+    verify_files(path, manifest)
+    assert PLAN_FILE in manifest.files and "rank0.safetensors" not in manifest.files
+    assert manifest.compute_capabilities == BOTH and manifest.backend_version == trt.__version__
+    options = manifest.build_config.tensorrt
+    assert options is not None and options.attention == "native" and options.attention_mask == mask
+    assert options.token_buckets == (64, 128)
+
+
+def test_a_plan_needs_a_gpu_to_run(tmp_path: Path) -> None:
+    path = build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config())
+    with pytest.raises(EngineError, match="needs an NVIDIA GPU; for the CPU build with --backend torch"):
+        LLM(path, device="cpu")
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "complaint"),
+    [
+        (
+            "tensorrt-rtx",
+            {"attention": "plugin"},
+            "attention is 'plugin', which tensorrt-rtx cannot",
+        ),
+        ("tensorrt-rtx", {"hardware_compatible": True}, "hardware_compatible is True"),
+        ("tensorrt-rtx", {"version_compatible": True}, "version_compatible is True"),
+        ("tensorrt-rtx", {"timing_cache": "t"}, "timing_cache is 't'"),
+        ("tensorrt-rtx", {"compute_capabilities": ("9.0",)}, "compute_capabilities is '9.0'; allowed: 7.5"),
+        ("tensorrt-rtx", {"token_buckets": (4096,)}, "token_buckets is 4096; allowed: at most 512"),
+        ("tensorrt", {"compute_capabilities": ("9.0",)}, "builds for its own GPU"),
+        ("torch", {}, "tensorrt is TensorRTConfig"),
+    ],
+)
+def test_what_a_backend_cannot_do_is_said_before_any_work(
+    backend: str, options: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    asked = BuildConfig(backend, tensorrt=TensorRTConfig(**options))
+    with pytest.raises(ConfigError, match=complaint):
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", asked)
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"attention": "flash"}, "attention is 'flash'; allowed: native, plugin"),
+        ({"attention_mask": "causal"}, "attention_mask is 'causal'"),
+        ({"token_buckets": ()}, "token_buckets"),
+        ({"token_buckets": (0,)}, "token_buckets"),
+        ({"optimization_level": 6}, "optimization_level is 6"),
+        ({"workspace_gib": 0}, "workspace_gib is 0"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        TensorRTConfig(**options)
+
+
+def test_defaults_of_the_backends() -> None:
+    rtx, full = (TensorRTConfig().resolved(name, 1000) for name in ("tensorrt-rtx", "tensorrt"))
+    assert (rtx.attention, full.attention) == ("native", "plugin")
+    assert rtx.compute_capabilities == ("8.6", "8.9", "12.0") and full.compute_capabilities is None
+    assert rtx.token_buckets == default_buckets(1000) == (128, 256, 512, 1000)
+
+
+def test_profiles_cover_every_size_once() -> None:
+    model = ModelConfig("dream", 64, 32, 64, 2, 4, 2, 8, 1e-6, 1e4, 128, 1, 2, 2)
+    sizes = Sizes(slots=8, cache_positions=128, batches=(1, 8), buckets=(32, 128))
+    padded = {binding.name: binding for binding in padded_bindings(model, torch.bfloat16, sizes)}
+    spans = [(low, high) for low, _, high in padded["token_ids"].profiles]
+    assert spans == [((1, 1), (1, 32)), ((1, 33), (1, 128)), ((2, 1), (8, 32)), ((2, 33), (8, 128))]
+    assert padded["v_cache.1"].profiles[2] == ((2, 2, 128, 8), (8, 2, 128, 8), (8, 2, 128, 8))
+    packed = {binding.name: binding for binding in packed_bindings(model, torch.bfloat16, sizes)}
+    assert packed["token_ids"].profiles == (((1,), (32,), (32,)), ((33,), (128,), (128,)))
+    assert packed["kv_cache.0"].shape == (8, 2, 2, 128, 8)
+
+
+# Failures
+
+
+def test_a_missing_tensorrt_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="backend 'tensorrt' needs tensorrt-cu13"):
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", BuildConfig("tensorrt"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stripped_rtx_plans_need_a_gpu_where_they_are_built(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="strip_weights with tensorrt-rtx needs a GPU"):
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config(strip_weights=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorrts_own_words_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 attention has no fused kernel; without leave to decompose it, TensorRT gives up."""
+    monkeypatch.setattr(attention, "WITHOUT_FUSED_KERNELS", ())
+    with pytest.raises(BuildError, match=r"TensorRT could not build the plan.*Attention operation was not supported"):
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config("float32"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_layer_is_named_in_the_models_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotation tables of a shape that does not fit: TensorRT returns no layer."""
+    monkeypatch.setattr(attention, "rotary_tables", lambda config, positions: (torch.ones(3), torch.ones(3)))
+    with pytest.raises(BuildError, match=r"TensorRT refused the layer layers\.0\.attention\.q\.rope"):
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config("bfloat16"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    original = compiling._writer
+    monkeypatch.setattr(compiling, "_writer", lambda module, file: original(module, Full()))
+    with pytest.raises(BuildError, match="No space left on device; free some space"):
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_told_and_can_cancel(tmp_path: Path) -> None:
+    seen = set()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        assert 1 <= done <= total
+        seen.add(stage)
+        if stage == "optimizing graph":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config(), progress=progress)
+    assert {"pack weights", "optimizing graph"} <= seen
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_build_leaves_nothing_that_loads(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from d3llm_trt import BuildConfig, build_engine\n"
+        "def progress(stage, done, total):\n"
+        "    if stage == 'optimizing graph' and done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"source, target = {str(GOLDEN / 'llada_tiny')!r}, {str(tmp_path / 'engine')!r}\n"
+        "build_engine(source, target, BuildConfig('tensorrt-rtx'), progress=progress)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, capture_output=True)
+    assert done.returncode == -9 and not (tmp_path / "engine").exists()
+    build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config())
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
