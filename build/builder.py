@@ -90,7 +90,8 @@ def _check_space(target: Path, size: int) -> None:
         parent = parent.parent
     free, wanted = shutil.disk_usage(parent).free, size + SPARE_BYTES
     if free < wanted:
-        raise BuildError(f"{target}: the engine takes {wanted} bytes, and {free} are free on the disk; {FREE_SPACE}")
+        needs = f"the engine takes {size} bytes and some room to work"
+        raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}")
 
 
 def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None) -> None:

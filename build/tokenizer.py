@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer
 from d3llm_trt.config import is_integer
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.model.config import Family, ModelConfig
+from d3llm_trt.strict_json import read_object
 from d3llm_trt.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TokenizerConfig
 
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
@@ -22,6 +25,12 @@ SOURCE_FILES = (
 )  # fmt: skip
 MASK_TOKENS: dict[Family, str] = {"llada": "<|mdm_mask|>", "dream": "<|mask|>"}
 BOS_TOKENS: dict[Family, str] = {"llada": "<|startoftext|>", "dream": "<|beginoftext|>"}
+# What the published templates hold, by which another one is noticed.
+TEMPLATE_PARTS: dict[Family, tuple[str, ...]] = {
+    "llada": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "trim"),
+    "dream": ("<|im_start|>", "<|im_end|>", "system", "You are a helpful assistant."),
+}
+MAX_DIGITS = 64  # model_max_length is published as 10**30
 COPY_AGAIN = "copy the tokenizer files from the published checkpoint again"
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,13 +51,17 @@ def convert_tokenizer(checkpoint_dir: Path, config: ModelConfig, out_dir: Path) 
 
     Raises CheckpointError if the tokenizer is incomplete, damaged, or does not belong to the model.
     """
-    if not any((checkpoint_dir / name).is_file() for name in SOURCE_FILES):
+    there = [checkpoint_dir / name for name in SOURCE_FILES if os.path.lexists(checkpoint_dir / name)]
+    if not there:
         return []
+    if lost := [path for path in there if not path.is_file()]:
+        raise CheckpointError(f"{lost[0]}: not a regular file, or a link to nothing; {COPY_AGAIN}")
     definition, source = _definition(checkpoint_dir, config.family)
     added = _added_tokens(checkpoint_dir, definition, source)
     _check_ids(definition["model"]["vocab"], added, config, source)
-    plain = _plain_text_only(definition, {token.token_id for token in added.values()})
-    _check_loads(plain, source)
+    plain = _plain_text_only(definition, {token.token_id for token in added.values()}, source)
+    _check_works(plain, source)
+    _warn_of_other_template(checkpoint_dir, config.family)
     special_tokens = {content: added[content].token_id for content in sorted(added, key=lambda c: added[c].token_id)}
     settings = TokenizerConfig(
         family=config.family,
@@ -136,14 +149,15 @@ def _added_tokens(checkpoint_dir: Path, definition: dict[str, Any], source: Path
 
 
 def _all_sources(checkpoint_dir: Path, definition: dict[str, Any], source: Path) -> Iterator[tuple[Path, AddedToken]]:
-    for entry in definition.get("added_tokens", []):
+    for entry in _list(definition.get("added_tokens", []), "added_tokens", source):
         yield source, _parse(entry, entry.get("id") if isinstance(entry, dict) else None, source)
     settings_path, added_path = checkpoint_dir / TOKENIZER_CONFIG_FILE, checkpoint_dir / ADDED_TOKENS_FILE
     decoder = _read_optional(settings_path).get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
         raise CheckpointError(f"{settings_path}: added_tokens_decoder is not an object; {COPY_AGAIN}")
     for key, entry in decoder.items():
-        yield settings_path, _parse(entry, int(key) if key.isdecimal() else key, settings_path)
+        number = int(key) if key.isdecimal() and len(key) <= MAX_DIGITS else key
+        yield settings_path, _parse(entry, number, settings_path)
     special = _special_contents(checkpoint_dir)
     for content, token_id in _read_optional(added_path).items():
         yield added_path, _parse({"content": content, "special": content in special}, token_id, added_path)
@@ -212,14 +226,15 @@ def _is_row(token_id: object, size: int) -> bool:
     return isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < size
 
 
-def _plain_text_only(definition: dict[str, Any], added_ids: set[int]) -> dict[str, Any]:
+def _plain_text_only(definition: dict[str, Any], added_ids: set[int], source: Path) -> dict[str, Any]:
     """The definition without added tokens, and with nothing left that could yield one of their ids."""
     model = definition["model"]
     removed = {content for content, token_id in model["vocab"].items() if token_id in added_ids}
     model = {**model, "vocab": {c: i for c, i in model["vocab"].items() if c not in removed}}
     if removed:
-        model["merges"] = [merge for merge in model.get("merges", []) if removed.isdisjoint(_with_result(merge))]
-    if model.get("unk_token") in removed:
+        merges = _list(model.get("merges", []), "merges", source)
+        model["merges"] = [merge for merge in merges if removed.isdisjoint(_with_result(merge, source))]
+    if isinstance(unknown := model.get("unk_token"), str) and unknown in removed:
         model["unk_token"] = None
     return {
         **definition,
@@ -231,15 +246,29 @@ def _plain_text_only(definition: dict[str, Any], added_ids: set[int]) -> dict[st
     }
 
 
-def _with_result(merge: Any) -> list[str]:
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return [left, right, left + right]
+def _with_result(merge: Any, source: Path) -> list[str]:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        raise CheckpointError(f"{source}: merge {merge!r}; allowed: two texts; {COPY_AGAIN}")
+    return [*parts, "".join(parts)]
 
 
-def _check_loads(definition: dict[str, Any], source: Path) -> None:
+def _list(value: object, name: str, source: Path) -> list[Any]:
+    if not isinstance(value, list):
+        raise CheckpointError(f"{source}: {name} is {value!r}; allowed: a list; {COPY_AGAIN}")
+    return value
+
+
+def _check_works(definition: dict[str, Any], source: Path) -> None:
+    """Load, encode and decode with it: parts that load may still panic when they run."""
     try:
-        Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
-    except Exception as error:  # the tokenizers library raises nothing more specific
+        tokenizer = Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
+        tokenizer.encode("A word, \u00e9\n 7.", add_special_tokens=False)
+        tokenizer.decode([])
+        tokenizer.decode_batch([[token_id] for token_id in definition["model"]["vocab"].values()])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
         raise CheckpointError(f"{source}: not a valid tokenizer: {error}; {COPY_AGAIN}") from error
 
 
@@ -248,13 +277,17 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}; {COPY_AGAIN}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}; allowed: a JSON object; {COPY_AGAIN}")
-    return value
+    return read_object(path, CheckpointError, COPY_AGAIN, max_digits=MAX_DIGITS)
+
+
+def _warn_of_other_template(checkpoint_dir: Path, family: Family) -> None:
+    """Chat templates are built in and never run from a checkpoint; say so where it seems to have another one."""
+    template = _read_optional(checkpoint_dir / TOKENIZER_CONFIG_FILE).get("chat_template")
+    if isinstance(template, str) and not all(part in template for part in TEMPLATE_PARTS[family]):
+        warnings.warn(
+            f"{checkpoint_dir}: its chat_template is not the published one; chats use {family}'s built-in one",
+            stacklevel=2,
+        )
 
 
 def _read_text(path: Path) -> str:

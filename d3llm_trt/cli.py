@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,14 @@ class OneLineErrors(click.Group):
         """Run and exit. Usage errors of click become one line too."""
         try:
             code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except BrokenPipeError:
             code = _closed_pipe()
+        except OSError as error:
+            code = _failed_output(error)
+        except RecursionError:
+            code = _fail("the input is nested too deeply")
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = BAD_INPUT
@@ -54,6 +60,14 @@ def _closed_pipe() -> int:
     """Whoever read our output has gone: leave nothing that the interpreter would flush into the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return CLOSED_PIPE
+
+
+def _failed_output(error: OSError) -> int:
+    """A file or stream of the user's that cannot be used: a full disk, a name that is too long."""
+    code = _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    with contextlib.suppress(OSError):
+        _closed_pipe()  # what could not be written would be tried again at exit
+    return code
 
 
 def _fail(message: str) -> int:

@@ -168,7 +168,8 @@ def _with_chat(llm: LLM, prompts: list[Prompt], chat: bool | None, system: str |
 
 
 def _generate(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> Iterable[RequestOutput]:
-    return llm.generate(prompts, params, use_tqdm=len(prompts) > 1 and sys.stderr.isatty())
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return llm.generate(prompts, params, use_tqdm=len(prompts) > 1 and on_terminal)
 
 
 def _watch(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> Iterator[RequestOutput]:
@@ -190,7 +191,8 @@ def _write_trace(llm: LLM, output: RequestOutput, path: Path) -> None:
 def _print_output(index: int, output: RequestOutput, as_json: bool) -> None:
     metrics = output.metrics
     if as_json:
-        click.echo(json.dumps(_as_dict(index, output), ensure_ascii=False))
+        text = json.dumps(_as_dict(index, output), ensure_ascii=False)
+        click.echo(text.encode("utf-8", "backslashreplace").decode())  # lone surrogates become JSON escapes
     elif output.error is None:
         click.echo(output.outputs[0].text or " ".join(map(str, output.outputs[0].token_ids)))
     if output.error is not None:

@@ -35,7 +35,10 @@ def is_integer(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite int or float; a bool is not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def from_mapping(cls: type[Settings], values: Mapping[str, Any], source: str) -> Settings:
@@ -49,21 +52,18 @@ def from_mapping(cls: type[Settings], values: Mapping[str, Any], source: str) ->
 
 def read_settings_file(path: str | Path) -> Any:
     """The content of a ``.yaml``, ``.yml`` or ``.json`` file. Raises ConfigError if it cannot be read."""
+    import yaml
+
     path = Path(path)
     require(path.suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            return json.loads(text)
-        import yaml
-
-        return yaml.safe_load(text)
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path}: cannot be read: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"settings file {path}: not valid JSON: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"settings file {path}: not valid YAML: {error}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise ConfigError(f"settings file {path}: not valid {kind}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,3 @@ class EngineError(D3llmError, RuntimeError):
 
 class RequestError(D3llmError, ValueError):
     """One request is not acceptable; other requests are not affected."""
-
-
-class RequestCancelledError(D3llmError):
-    """The request was cancelled before it finished."""

@@ -22,7 +22,8 @@ BYTE_FACTS = ("size", "kv_bytes_per_token")
 def inspect_path(path: Path, verify: bool) -> Facts:
     """Facts of the directory ``path``. Raises EngineError or CheckpointError if it is neither kind or damaged."""
     if not path.is_dir():
-        raise EngineError(f"{path}: no such directory; give an engine or a checkpoint directory")
+        state = "not a directory" if path.exists() else "no such directory"
+        raise EngineError(f"{path}: {state}; give an engine or a checkpoint directory")
     if is_engine(path):
         return engine_facts(path, verify)
     if verify:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, int, int], None]
+from d3llm_trt.manifest import Progress
 
 
 @contextmanager
 def build_progress() -> Iterator[Progress | None]:
     """A callback ``(stage, done, total)`` that draws a bar per stage; None where nobody would see it."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

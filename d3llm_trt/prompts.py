@@ -73,7 +73,7 @@ def _decode(content: bytes, name: str) -> str:
 def _parse_line(line: str, where: str) -> Prompt:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid JSON: {error}") from error
     allowed = f"an object with one key of {', '.join(JSON_KEYS)}"
     if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in JSON_KEYS:

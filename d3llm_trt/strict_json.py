@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +13,9 @@ MAX_BYTES = 256 << 20
 MAX_DIGITS = 18
 
 
-def read_object(path: Path, error: type[Exception], fix: str) -> dict[str, Any]:
+def read_object(path: Path, error: type[Exception], fix: str, *, max_digits: int = MAX_DIGITS) -> dict[str, Any]:
     """The JSON object in the regular file ``path``. Raises ``error`` naming the file, what is wrong and ``fix``."""
-    return parse_object(read_bytes(path, error, fix), str(path), error, fix)
+    return parse_object(read_bytes(path, error, fix), str(path), error, fix, max_digits=max_digits)
 
 
 def read_bytes(path: Path, error: type[Exception], fix: str) -> bytes:
@@ -30,14 +31,16 @@ def read_bytes(path: Path, error: type[Exception], fix: str) -> bytes:
         raise error(f"{path}: cannot be read: {reason.strerror or reason}; {fix}") from reason
 
 
-def parse_object(data: bytes, source: str, error: type[Exception], fix: str) -> dict[str, Any]:
+def parse_object(
+    data: bytes, source: str, error: type[Exception], fix: str, *, max_digits: int = MAX_DIGITS
+) -> dict[str, Any]:
     """The JSON object in ``data``. Raises ``error`` naming ``source``, what is wrong and ``fix``."""
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_object,
             parse_constant=_no_constant,
-            parse_int=_integer,
+            parse_int=partial(_integer, max_digits),
             parse_float=_number,
         )
         # Escaped lone surrogates survive parsing and fail only where they are printed or used as a file name.
@@ -66,9 +69,9 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number")
 
 
-def _integer(text: str) -> int:
-    if len(text.lstrip("-")) > MAX_DIGITS:
-        raise ValueError(f"the number {text[:24]}... has more than {MAX_DIGITS} digits")
+def _integer(max_digits: int, text: str) -> int:
+    if len(text.lstrip("-")) > max_digits:
+        raise ValueError(f"the number {text[:24]}... has more than {max_digits} digits")
     return int(text)
 
 

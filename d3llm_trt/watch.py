@@ -10,10 +10,9 @@ from rich.live import Live
 from rich.text import Text
 
 from d3llm_trt.palette import hex_colour, ink_on, pass_colour, printable
-from d3llm_trt.runtime.outputs import Canvas, RequestOutput
+from d3llm_trt.runtime.outputs import MASKED, Canvas, RequestOutput
 
 MASK = "·"
-MASKED = 0  # in Canvas.commit_steps
 Show = Callable[[int], str]
 
 

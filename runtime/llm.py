@@ -8,7 +8,7 @@ import queue
 import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -131,7 +131,7 @@ class LLM:
         loop, outputs = asyncio.get_running_loop(), asyncio.Queue[RequestOutput]()
 
         def sink(output: RequestOutput) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
                 loop.call_soon_threadsafe(outputs.put_nowait, output)
 
         request = self._make(prompt, sampling_params, sink, stream=True, canvas=canvas)
@@ -158,21 +158,25 @@ class LLM:
         self.close()
 
     def _make(self, prompt: Any, params: SamplingParams | None, sink: Sink, **options: bool) -> Request:
-        return self._maker.make(str(next(self._numbers)), prompt, params or SamplingParams(), sink, **options)
+        settings = SamplingParams() if params is None else params
+        return self._maker.make(str(next(self._numbers)), prompt, settings, sink, **options)
 
     def _submit_or_fail(self, request_id: str, prompt: Any, params: SamplingParams, sink: Sink) -> None:
         try:
             request = self._maker.make(request_id, prompt, params, sink)
-        except D3llmError as error:
+        except Exception as error:  # noqa: BLE001 (whatever is wrong with a request, only this one fails)
+            known = error if isinstance(error, D3llmError) else RequestError(f"{type(error).__name__}: {error}")
             text = prompt if isinstance(prompt, str) else None
-            sink(failed_output(Request(request_id, text, [], SamplingParams(), sink), error))
+            sink(failed_output(Request(request_id, text, [], SamplingParams(), sink), known))
             return
         self._worker.submit(request)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+        return [SamplingParams() if params is None else params] * count
+    if not isinstance(params, Sequence):
+        raise RequestError(f"sampling_params is {params!r}; allowed: SamplingParams, or a list of them")
     if len(params) != count:
         raise RequestError(f"sampling_params has {len(params)} entries for {count} prompts; allowed: one, or one each")
     return params

@@ -65,5 +65,6 @@ def choose_device(name: str | None) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         require((device.index or 0) < count, "device", name, f"{count} GPUs are visible, so cpu or cuda:N with N below")
-    require(device.type in ("cpu", "cuda"), "device", name, "cpu, cuda, cuda:0, ...")
+    sound = device.type == "cuda" or (device.type == "cpu" and not device.index)
+    require(sound, "device", name, "cpu, cuda, cuda:0, ...")
     return device

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from d3llm_trt.errors import D3llmError
 
+GIVEN, MASKED = -1, 0  # in a canvas's commit_steps; a pass number otherwise
+
 
 @dataclass(frozen=True)
 class CompletionOutput:
@@ -21,7 +23,7 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     commit_steps: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    stop_reason: str | int | None = None
+    stop_reason: str | None = None
 
 
 @dataclass(frozen=True)

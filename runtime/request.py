@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +71,9 @@ class RequestMaker:
         if {"role", "content"} & prompt.keys():
             raise RequestError(f"prompt is {_short(prompt)}, one chat message; allowed: a list of messages: [[...]]")
         if prompt.keys() == {"prompt"}:
-            return self._read(str(prompt["prompt"]) if isinstance(prompt["prompt"], str) else prompt["prompt"])
+            if not isinstance(prompt["prompt"], str):
+                raise RequestError(f"prompt is {_short(prompt['prompt'])}; allowed: a str")
+            return self._read(prompt["prompt"])
         if prompt.keys() != {"prompt_token_ids"}:
             raise RequestError(f"prompt has the keys {sorted(map(str, prompt))}; allowed: {ALLOWED}")
         return None, _checked_ids(prompt["prompt_token_ids"], self.spec.model_config.vocab_size)
@@ -100,15 +103,26 @@ class RequestMaker:
 
 
 def _checked_ids(ids: object, vocab_size: int) -> list[int]:
-    if isinstance(ids, str) or not isinstance(ids, Sequence):
+    if isinstance(ids, (str, bytes, Mapping)) or not isinstance(ids, Iterable):
         raise RequestError(f"prompt_token_ids is {_short(ids)}; allowed: a list of token ids")
-    for index, token_id in enumerate(ids):
-        if not is_integer(token_id) or not 0 <= token_id < vocab_size:
+    plain = [_as_integer(token_id) for token_id in ids]
+    for index, token_id in enumerate(plain):
+        if not is_integer(token_id) or not 0 <= token_id < vocab_size:  # type: ignore[operator]
             raise RequestError(
                 f"prompt_token_ids[{index}] is {_short(token_id)}; allowed: integers in 0..{vocab_size - 1}, the "
                 "model's vocabulary"
             )
-    return list(ids)
+    return plain  # type: ignore[return-value]
+
+
+def _as_integer(value: object) -> object:
+    """An integer of numpy or torch as one of Python; anything else as it is."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return value
 
 
 def _short(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 
 from d3llm_trt.errors import D3llmError, EngineError
@@ -9,8 +10,11 @@ from d3llm_trt.runtime.answer import Answer, failed_output
 from d3llm_trt.runtime.decoding.decoder import Decoder
 from d3llm_trt.runtime.decoding.step import SlotReport
 from d3llm_trt.runtime.engines.base import Engine
+from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request
 from d3llm_trt.runtime.tokenizer import Tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -56,7 +60,7 @@ class Scheduler:
         try:
             reports = self._decoder.step(slots)
         except Exception as error:  # noqa: BLE001 (whatever an engine raises must reach the requests it ran)
-            self.fail_running(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
+            self.fail_running(_engine_failure(error))
             return
         for slot, report in zip(slots, reports, strict=True):
             self._deliver(slot, report)
@@ -66,20 +70,24 @@ class Scheduler:
         self.fail_running(error)
         while self._waiting:
             request = self._waiting.popleft()
-            request.sink(failed_output(request, error))
+            self._give(request, failed_output(request, error))
 
     def fail_running(self, error: D3llmError) -> None:
         """End every request that has a slot with ``error``."""
         for slot, (request, answer) in list(self._running.items()):
             self._release(slot)
-            request.sink(answer.failure(error))
+            self._give(request, answer.failure(error))
 
     def _admit(self) -> None:
         while self._waiting and self._free and self._has_room(self._waiting[0]):
-            request, slot = self._waiting.popleft(), self._free.popleft()
-            answer = Answer(request, self._tokenizer, self._spec.model_config.eos_token_id)
-            self._decoder.admit(slot, request.prompt_token_ids, request.params)
-            self._running[slot] = (request, answer)
+            request, slot = self._waiting.popleft(), self._free[0]
+            try:
+                self._decoder.admit(slot, request.prompt_token_ids, request.params)
+            except Exception as error:  # noqa: BLE001 (as in a step: whatever it is, only this request fails)
+                self._give(request, failed_output(request, _engine_failure(error)))
+                continue
+            self._free.popleft()
+            self._running[slot] = (request, Answer(request, self._tokenizer, self._spec.model_config.eos_token_id))
 
     def _has_room(self, request: Request) -> bool:
         taken = sum(other.length for other, _ in self._running.values())
@@ -90,8 +98,7 @@ class Scheduler:
         answer.note_pass()
         if report.failed:
             self._release(slot)
-            fix = "check the weights, or use a wider dtype"
-            request.sink(answer.failure(EngineError(f"pass {report.passes} gave logits that are not numbers; {fix}")))
+            self._give(request, answer.failure(_not_numbers(report.passes)))
             return
         if not (report.done or answer.looks_at_every_pass):
             return
@@ -99,8 +106,24 @@ class Scheduler:
         if output.finished:
             self._release(slot)
         if answer.is_news(output):
-            request.sink(output)
+            self._give(request, output)
 
     def _release(self, slot: int) -> None:
         del self._running[slot]
         self._free.append(slot)
+
+    @staticmethod
+    def _give(request: Request, output: RequestOutput) -> None:
+        """Call a sink; one that raises harms nobody else."""
+        try:
+            request.sink(output)
+        except Exception:  # noqa: BLE001 (it is logged, and it is not the scheduler's)
+            _LOG.exception("the sink of request %s failed", request.request_id)
+
+
+def _engine_failure(error: Exception) -> EngineError:
+    return EngineError(f"the engine failed: {type(error).__name__}: {error}")
+
+
+def _not_numbers(passes: int) -> EngineError:
+    return EngineError(f"pass {passes} gave logits that are not numbers; check the weights, or use a wider dtype")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ class Worker:
         self._changed = threading.Condition()
         self._closed = False
         self._failure: EngineError | None = None
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="d3llm-trt", daemon=True)
         self._thread.start()
 
@@ -36,6 +38,8 @@ class Worker:
 
     def close(self) -> None:
         """End all requests with an error, and the thread."""
+        if os.getpid() != self._process:
+            return
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -43,11 +47,13 @@ class Worker:
             self._thread.join()
 
     def _send(self, errand: Errand) -> None:
+        if os.getpid() != self._process:
+            raise EngineError("this LLM was opened in another process; open one after forking")
         with self._changed:
-            if self._failure is not None:
-                raise self._failure
             if self._closed:
                 raise EngineError("this LLM is closed; open a new one")
+            if self._failure is not None:
+                raise self._failure
             self._errands.append(errand)
             self._changed.notify()
 
@@ -56,7 +62,7 @@ class Worker:
             while self._run_errands():
                 self._scheduler.step()
             self._end(EngineError("this LLM was closed before the request finished; open a new one"))
-        except Exception as error:  # noqa: BLE001 (a request must never wait for a thread that is dead)
+        except BaseException as error:  # noqa: BLE001 (a request must never wait for a thread that is dead)
             self._end(EngineError(f"the scheduler failed: {type(error).__name__}: {error}"))
 
     def _run_errands(self) -> bool:

@@ -159,6 +159,40 @@ def test_chat_options_need_a_tokenizer(mute: Path) -> None:
     assert_one_line(run("generate", mute, "x"), "has no tokenizer", "prompt_token_ids")
 
 
+def test_names_that_are_too_long_are_one_line(engine: Path, tmp_path: Path) -> None:
+    for args in (
+        ["generate", "why " * 100, "x"],
+        ["inspect", "a" * 300],
+        ["build", CHECKPOINTS["llada"], "-o", "a" * 300],
+    ):
+        assert_one_line(run(*args), "File name too long")
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.yaml", "p.jsonl"])
+def test_files_nested_too_deeply_are_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("[" * 100_000)
+    option = "--file" if name == "p.jsonl" else "--decoding"
+    assert_one_line(run("generate", "model", "x", option, tmp_path / name), "not valid")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_and_closed_streams_are_no_tracebacks(engine: Path) -> None:
+    for command, code in (
+        (f"inspect {engine} > /dev/full", 2),
+        (f"inspect {engine} >&-", 0),
+        (f"generate {engine} hi --max-tokens 4 2>&-", 0),
+    ):
+        python = f"{sys.executable} -c 'from d3llm_trt.cli import main; main()'"
+        done = subprocess.run(["bash", "-c", f"{python} {command}"], capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+
+
+def test_lone_surrogates_survive_as_json(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "\\ud800"}')
+    result = run("generate", engine, "--raw", "--json", "--file", tmp_path / "p.jsonl")
+    assert json.loads(result.stdout)["prompt"] == "\ud800" and result.exit_code == 2
+
+
 # Prompts and settings
 
 

@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.errors import ConfigError, RequestError
+from d3llm_trt.runtime.decoding import select as selecting
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.decoder import Decoder
-from d3llm_trt.runtime.decoding.select import SampleKeys, gumbel_noise, select
+from d3llm_trt.runtime.decoding.select import UNIFORM_BITS, SampleKeys, gumbel_noise, gumbel_of_bits, select
 from d3llm_trt.runtime.decoding.step import run_step
 from d3llm_trt.runtime.engines.base import ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
@@ -231,6 +232,21 @@ def test_noise_depends_on_seed_position_and_pass_only() -> None:
     assert whole.isfinite().all()
 
 
+def test_noise_is_finite_for_all_bits() -> None:
+    top = (1 << UNIFORM_BITS) - 1
+    noise = gumbel_of_bits(torch.tensor([0, 1, top - 1, top]))
+    assert noise.isfinite().all() and (noise.diff() > 0).all()
+
+
+def test_noise_of_others_never_reaches_a_request_at_temperature_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selecting, "gumbel_noise", lambda keys, vocab: torch.full((len(keys.seed), vocab), torch.inf))
+    logits = torch.tensor([[0.0, 30.0, 1.0]])
+    cold = select(logits, 2, torch.zeros(1), keys(1, temperature=0.0))
+    assert int(cold.sampled) == 1
+    hot = select(logits, 2, torch.zeros(1), keys(1, temperature=1.0))
+    assert int(hot.sampled) != 2
+
+
 def test_temperature_zero_ignores_the_seed(engine: TorchEngine) -> None:
     answers = decode(engine, [(PROMPT, params(seed=seed)) for seed in (0, 1)])
     assert answers[0] == answers[1]
@@ -247,6 +263,8 @@ def test_temperature_zero_ignores_the_seed(engine: TorchEngine) -> None:
         ({"algorithm": "Magic"}, "algorithm is 'Magic'; allowed: FullAttnMultiBlock"),
         ({"block_size": 0}, "block_size is 0"),
         ({"block_size": True}, "block_size is True"),
+        ({"block_size": 10**20}, "block_size is 100000000000000000000; allowed: an integer in 1.."),
+        ({"threshold": 10**400}, "threshold is 1000"),
         ({"threshold": "low"}, "threshold is 'low'"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"decoded_token_threshold": 1.5}, "decoded_token_threshold is 1.5"),

@@ -316,7 +316,7 @@ def test_a_full_disk_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pyt
 def test_too_little_space_is_found_first(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil._ntuple_diskusage(10, 9, 1)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(BuildError, match="and 1 are free on the disk; free some space"):
+    with pytest.raises(BuildError, match="and 1 bytes are free on the disk; free some space"):
         build_engine(checkpoint, tmp_path / "engine")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tiny_models import CHATS, CHECKPOINTS, QUESTIONS, ROOT
 
 from d3llm_trt import LLM, BuildConfig, DecodingConfig, RequestOutput, SamplingParams, build_engine
@@ -275,9 +278,48 @@ def test_one_bad_request_fails_alone(llm: LLM) -> None:
         assert neighbour.outputs == good.outputs
 
 
+def test_numbers_of_other_libraries_are_token_ids(llm: LLM) -> None:
+    for ids in (np.array([1, 2, 3]), torch.tensor([1, 2, 3]), (1, 2, 3)):
+        (output,) = llm.generate([{"prompt_token_ids": ids}], params(4))
+        assert output.prompt_token_ids == [1, 2, 3] and output.error is None
+
+
+def test_a_prompt_that_holds_itself_fails_alone(llm: LLM) -> None:
+    loop: dict[str, Any] = {}
+    loop["prompt"] = loop
+    bad, good = llm.generate([loop, CHATS[0]], params())
+    assert isinstance(bad.error, RequestError) and good.error is None
+
+
+def test_a_forked_child_is_told_to_open_its_own(llm: LLM) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            llm.generate([CHATS[0]], params())
+        except EngineError as error:
+            os._exit(42 if "opened in another process" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+
+
+def test_a_panic_in_the_thread_ends_requests_instead_of_hanging(engine_dir: Path) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic() -> None:
+        raise Panic("rust")
+
+    model = LLM(engine_dir, device="cpu")
+    model._worker._scheduler.step = panic  # type: ignore[method-assign]
+    (output,) = model.generate([CHATS[0]], params())
+    assert "Panic: rust" in str(output.error)
+
+
 def test_a_bad_stream_raises_at_once(llm: LLM) -> None:
     with pytest.raises(RequestError, match="prompt is None"):
         llm.generate_stream(None)
+    with pytest.raises(RequestError, match=r"sampling_params is \{\}"):
+        llm.generate_stream("hi", {})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -299,6 +341,8 @@ def test_bad_sampling_params(changes: dict[str, Any], complaint: str) -> None:
 def test_prompts_and_settings_must_match(llm: LLM) -> None:
     with pytest.raises(RequestError, match="2 entries for 3 prompts"):
         llm.generate(CHATS, [params()] * 2)
+    with pytest.raises(RequestError, match="sampling_params is 5"):
+        llm.generate(CHATS, 5)  # type: ignore[arg-type]
     assert llm.generate([], params()) == []
 
 
@@ -311,6 +355,7 @@ def test_opening_with_settings_of_another_engine(engine_dir: Path) -> None:
         ({"max_batch_size": 4}, "max_batch_size is 4; allowed: integers in 1..3"),
         ({"device": "cuda:99"}, "device is 'cuda:99'"),
         ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": "cpu:7"}, "device is 'cpu:7'"),
         ({"cuda_graphs": "some"}, "cuda_graphs is 'some'"),
         ({"device": "cpu", "cuda_graphs": "all"}, "cannot run inside a CUDA graph"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from golden_cases import GOLDEN
 
 from d3llm_trt import DecodingConfig, RequestOutput, SamplingParams
 from d3llm_trt.errors import EngineError
+from d3llm_trt.runtime.decoding.decoder import Decoder
 from d3llm_trt.runtime.engines.base import ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 from d3llm_trt.runtime.request import Request
@@ -141,3 +143,34 @@ def test_a_slot_keeps_nothing_of_its_last_request(engine: TorchEngine) -> None:
     second.add(Request("b", None, [9, 8, 7], plain, after))
     run(second)
     assert after.outputs[0].outputs == alone.outputs[0].outputs
+
+
+def test_a_failed_admission_ends_that_request_only(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Sink()
+    scheduler = Scheduler(Watched(engine), None)
+    admit = Decoder.admit
+
+    def fragile(self: Decoder, slot: int, ids: Sequence[int], params: SamplingParams) -> None:
+        if len(ids) == 5:
+            raise torch.OutOfMemoryError("no memory left")
+        admit(self, slot, ids, params)
+
+    monkeypatch.setattr(Decoder, "admit", fragile)
+    for name, prompt in (("a", 3), ("bad", 5), ("c", 3), ("d", 3)):
+        scheduler.add(request(name, 2, sink, prompt))
+    run(scheduler)
+    errors = {output.request_id: output.error for output in sink.outputs}
+    assert list(errors) == ["bad", "a", "c", "d"] and "no memory left" in str(errors["bad"])
+    assert [errors[name] for name in "acd"] == [None] * 3
+
+
+def test_a_sink_that_raises_harms_nobody_else(engine: TorchEngine) -> None:
+    def broken(output: RequestOutput) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    sink = Sink()
+    scheduler = Scheduler(Watched(engine), None)
+    scheduler.add(dataclasses.replace(request("broken", 1, sink), sink=broken))
+    scheduler.add(request("b", 3, sink))
+    run(scheduler)
+    assert sink.finished == ["b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -307,3 +308,59 @@ def test_incremental_text_starts_again_when_ids_change(tmp_path: Path) -> None:
     stream = IncrementalText(tokenizer)
     stream.update(tokenizer.encode("hello world"))
     assert stream.update(tokenizer.encode("the")) == "the"
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("tokenizer.json", lambda text: "[" * 100_000),
+        ("tokenizer.json", lambda text: text.replace('"added_tokens": [', '"added_tokens": 5, "x": [')),
+        ("tokenizer.json", lambda text: text.replace('"type": "BPE"', '"type": "BPE", "unk_token": []')),
+        (
+            "tokenizer.json",
+            lambda text: text.replace('"decoder": {', '"decoder": {"type": "Sequence", "decoders": 1, "z": {'),
+        ),
+        (
+            "tokenizer_config.json",
+            lambda text: text.replace("{", '{"added_tokens_decoder": {"' + "1" * 5000 + '": {}}, ', 1),
+        ),
+        ("tokenizer_config.json", lambda text: text.replace("{", '{"a": 1, "a": 2, ', 1)),
+    ],
+)
+def test_hostile_tokenizer_files_are_typed_errors(tmp_path: Path, name: str, edit: Callable[[str], str]) -> None:
+    write_tokenizer(tmp_path, "llada")
+    file = tmp_path / name
+    changed = edit(file.read_text(encoding="utf-8"))
+    assert changed != file.read_text(encoding="utf-8")
+    file.write_text(changed, encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=r"tokenizer(_config)?\.json"):
+        convert_tokenizer(tmp_path, model_config("llada"), tmp_path / "out")
+
+
+def test_a_tokenizer_that_panics_when_it_decodes_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "llada")
+    file = tmp_path / "tokenizer.json"
+    definition = json.loads(file.read_text(encoding="utf-8"))
+    strip = {"type": "Strip", "content": "\n", "start": 0, "stop": 1}
+    definition["decoder"] = {"type": "Sequence", "decoders": [definition["decoder"], {"type": "Fuse"}, strip]}
+    file.write_text(json.dumps(definition), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="not a valid tokenizer"):
+        convert_tokenizer(tmp_path, model_config("llada"), tmp_path / "out")
+
+
+def test_links_to_nothing_are_not_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a regular file, or a link to nothing"):
+        convert_tokenizer(tmp_path, model_config("llada"), tmp_path)
+
+
+def test_another_chat_template_is_told(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "llada")
+    file = tmp_path / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"chat_template": "{{ messages }}"}
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    with pytest.warns(UserWarning, match="its chat_template is not the published one"):
+        convert_tokenizer(tmp_path, model_config("llada"), tmp_path / "out")

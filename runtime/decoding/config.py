@@ -13,6 +13,7 @@ from d3llm_trt.model.config import Family
 
 ALGORITHMS = ("FullAttnMultiBlock", "EntropyThreshold", "MultiBlock", "LowConfidence")
 AUTO: Literal["auto"] = "auto"
+LARGEST = 1 << 30  # of any count; it fits the tensors that hold them
 
 # The published settings: SGLang's defaults for its two algorithms, d3LLM's GSM8K harness for its own.
 _DEFAULT_THRESHOLDS: dict[str, dict[Family, float | None]] = {
@@ -54,7 +55,7 @@ class DecodingConfig:
 
     def __post_init__(self) -> None:
         require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
-        require(_at_least(self.block_size, 1), "block_size", self.block_size, "an integer of 1 or more")
+        require(_in_range(self.block_size, 1), "block_size", self.block_size, f"an integer in 1..{LARGEST}")
         require(
             self.threshold is None or self.threshold == AUTO or is_number(self.threshold),
             "threshold", self.threshold, 'a number (nats), "auto" or None',
@@ -66,7 +67,7 @@ class DecodingConfig:
         )  # fmt: skip
         for name, low in (("cache_delay_iter", 0), ("refresh_interval", 1), ("steps", 1)):
             value = getattr(self, name)
-            require(value is None or _at_least(value, low), name, value, f"None or an integer of {low} or more")
+            require(value is None or _in_range(value, low), name, value, f"None or an integer in {low}..{LARGEST}")
         require(isinstance(self.early_stop, bool), "early_stop", self.early_stop, "True or False")
         self._require_used("cache_delay_iter", "MultiBlock")
         self._require_used("refresh_interval", "MultiBlock")
@@ -100,5 +101,5 @@ class DecodingConfig:
         return from_mapping(cls, read_settings_file(path) or {}, f"decoding config {path}")
 
 
-def _at_least(value: object, low: int) -> bool:
-    return is_integer(value) and value >= low  # type: ignore[operator]
+def _in_range(value: object, low: int) -> bool:
+    return is_integer(value) and low <= value <= LARGEST  # type: ignore[operator]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 # SplitMix64: its increment and the two multipliers of its finalizer, as signed 64-bit integers.
+UNIFORM_BITS = 23
 _INCREMENT, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
@@ -40,12 +41,17 @@ def select(logits: Tensor, mask_id: int, eps: Tensor, keys: SampleKeys | None) -
     logits = logits.float()
     p = logits.softmax(-1)
     entropy = -(p * (p + eps[:, None]).log()).sum(-1)
-    allowed = logits.clone()
-    allowed[:, mask_id] = -torch.inf
-    greedy = sampled = allowed.argmax(-1)
+    greedy = sampled = _likeliest(logits, mask_id)
     if keys is not None:
-        sampled = (allowed + keys.temperature[:, None] * gumbel_noise(keys, logits.shape[1])).argmax(-1)
+        noisy = logits + keys.temperature[:, None] * gumbel_noise(keys, logits.shape[1])
+        sampled = torch.where(keys.temperature > 0, _likeliest(noisy, mask_id), greedy)
     return Selected(greedy, sampled, entropy, p.gather(1, sampled[:, None])[:, 0])
+
+
+def _likeliest(scores: Tensor, mask_id: int) -> Tensor:
+    allowed = scores.clone()
+    allowed[:, mask_id] = -torch.inf
+    return allowed.argmax(-1)
 
 
 def gumbel_noise(keys: SampleKeys, vocab: int) -> Tensor:
@@ -56,8 +62,13 @@ def gumbel_noise(keys: SampleKeys, vocab: int) -> Tensor:
     """
     key = _mixed(_mixed(_mixed(keys.seed + _INCREMENT) + keys.position) + keys.number)
     counter = torch.arange(1, vocab + 1, device=key.device) * _INCREMENT
-    bits = _shifted(_mixed(key[:, None] + counter), 40)
-    return -torch.log(-torch.log((bits.float() + 0.5) / (1 << 24)))
+    return gumbel_of_bits(_shifted(_mixed(key[:, None] + counter), 64 - UNIFORM_BITS))
+
+
+def gumbel_of_bits(bits: Tensor) -> Tensor:
+    """Finite Gumbel noise from integers below ``2**UNIFORM_BITS``."""
+    # One bit fewer than float32 has: with all of them, adding a half would round up to 1, and its noise is infinite.
+    return -torch.log(-torch.log((bits.float() + 0.5) / (1 << UNIFORM_BITS)))
 
 
 def _mixed(z: Tensor) -> Tensor:

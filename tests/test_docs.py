@@ -1,0 +1,57 @@
+"""What the documents say is what the results say."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from golden_cases import read_cases
+from tiny_models import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+TITLES = {"LowConfidence": "`LowConfidence`", "FullAttnMultiBlock 0.4": "`FullAttnMultiBlock`, threshold 0.4"}
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "tiny_d3llm" / "README.md"]
+
+
+def results(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return values
+
+
+def test_the_table_of_the_tiny_checkpoints_is_the_measured_one() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    cpu, gpu = results("tiny_d3llm.json"), results("tiny_d3llm_h100.json")
+    for family in ("llada", "dream"):
+        for title, numbers in cpu[family].items():
+            algorithm, tokens = title.split(", max_tokens ")
+            if algorithm not in TITLES:
+                continue
+            shares = f"{numbers['exact']:.1%} | {gpu[family][title]['exact']:.1%} | {numbers['tokens_per_forward']:.2f}"
+            assert f"| tiny-d3llm-{family} | {TITLES[algorithm]} | {tokens} | {shares} |" in readme
+
+
+def test_the_tiny_checkpoints_are_as_good_as_asked() -> None:
+    for name in ("tiny_d3llm.json", "tiny_d3llm_h100.json"):
+        for family in ("llada", "dream"):
+            measured = results(name)[family]
+            for tokens in (96, 256):
+                assert measured[f"LowConfidence, max_tokens {tokens}"]["exact"] >= 0.95
+                fast = measured[f"FullAttnMultiBlock 0.4, max_tokens {tokens}"]
+                assert fast["exact"] >= 0.93 and fast["tokens_per_forward"] >= 3 and fast["problems"] == 500
+
+
+def test_the_number_of_golden_cases() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    cases = read_cases()
+    assert f"{len({case.id for case in cases})} golden cases ({len(cases)} requests)" in readme
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_links_lead_somewhere_and_nothing_is_left_to_fill_in(path: Any) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"^@\w+@$", text, re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
