@@ -54,9 +54,29 @@ def build_engine(
 
     Raises CheckpointError, ConfigError or BuildError; ``engine_dir`` is then what it was before.
     """
+    checkpoint, settings = check_build(checkpoint_dir, engine_dir, build_config, overwrite=overwrite)
+    return _build(checkpoint, Path(engine_dir), settings, overwrite, progress)
+
+
+def check_build(
+    checkpoint_dir: str | Path,
+    engine_dir: str | Path,
+    build_config: BuildConfig | None = None,
+    *,
+    overwrite: bool = False,
+) -> tuple[Checkpoint, BuildConfig]:
+    """The checkpoint and the complete settings of a build that nothing speaks against. Raises as build_engine does."""
     checkpoint = open_checkpoint(checkpoint_dir)
     settings = _resolved(checkpoint, build_config)
-    return _build(checkpoint, Path(engine_dir), settings, overwrite, progress)
+    target = Path(engine_dir)
+    try:
+        check_target(target, overwrite)
+        _check_space(target, _engine_bytes(checkpoint.config, settings))
+    except OSError as error:
+        raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
+    if settings.backend != "torch":
+        load_tensorrt(settings.backend)
+    return checkpoint, settings
 
 
 def _resolved(checkpoint: Checkpoint, build_config: BuildConfig | None) -> BuildConfig:
@@ -67,10 +87,6 @@ def _build(
     checkpoint: Checkpoint, target: Path, settings: BuildConfig, overwrite: bool, progress: Progress | None
 ) -> Path:
     try:
-        check_target(target, overwrite)
-        if settings.backend != "torch":
-            load_tensorrt(settings.backend)
-        _check_space(target, _engine_bytes(checkpoint.config, settings))
         return publish(target, lambda path: _write(checkpoint, settings, path, progress), overwrite=overwrite)
     except OSError as error:
         raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error

@@ -45,7 +45,9 @@ def publish(target: Path, write: Callable[[Path], None], *, overwrite: bool = Fa
 
 def check_target(target: Path, overwrite: bool) -> None:
     """Raise BuildError unless an engine may be put at ``target``."""
-    if not os.path.lexists(target):
+    try:
+        target.lstat()
+    except FileNotFoundError:
         return
     if not target.is_dir():
         raise BuildError(f"{target}: there is a file of this name; choose another engine directory")

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import click
 
 import d3llm_trt
+from d3llm_trt.cli_build import build
 from d3llm_trt.cli_generate import generate
-from d3llm_trt.config import BACKENDS, DTYPES, BuildConfig
 from d3llm_trt.errors import D3llmError
 
 BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
@@ -87,31 +87,6 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("checkpoint", type=PATH)
-@click.option("--output", "-o", type=PATH, required=True, help="Engine directory to write.")
-@click.option("--backend", type=click.Choice(BACKENDS), default="torch", help="How the network is compiled.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Of weights; auto keeps the checkpoint's.")
-@click.option("--max-batch-size", type=int, default=8, help="Requests decoded together.")
-@click.option(
-    "--max-seq-len", type=int, show_default="the model's limit, at most 2048", help="Prompt plus answer of one request."
-)
-@click.option(
-    "--max-num-tokens", type=int, show_default="max-batch-size * max-seq-len", help="Rows of one forward pass."
-)
-@click.option("--overwrite", is_flag=True, help="Replace an engine that is already there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-def build(checkpoint: Path, output: Path, overwrite: bool, as_json: bool, **settings: Any) -> None:
-    """Turn the d3LLM CHECKPOINT directory into an engine directory."""
-    config = BuildConfig(**settings)
-    from d3llm_trt.inspection import engine_facts, print_facts
-    from d3llm_trt.progress import build_progress
-
-    with build_progress() as progress:
-        path = d3llm_trt.build_engine(checkpoint, output, config, overwrite=overwrite, progress=progress)
-    print_facts(engine_facts(path), as_json)
-
-
-@cli.command()
 @click.argument("path", type=PATH)
 @click.option("--verify", is_flag=True, help="Read every file of an engine and compare its checksum.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -122,4 +97,5 @@ def inspect(path: Path, verify: bool, as_json: bool) -> None:
     print_facts(inspect_path(path, verify), as_json)
 
 
+cli.add_command(build)
 cli.add_command(generate)

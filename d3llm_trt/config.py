@@ -111,6 +111,10 @@ class TensorRTConfig:
         )  # fmt: skip
         require(gib is None or (is_number(gib) and gib > 0), "workspace_gib", gib, "None or a number above 0")
 
+    def changes(self) -> dict[str, Any]:
+        """The options that are not as by default."""
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
+
     def resolved(self, backend: str, max_tokens: int) -> TensorRTConfig:
         """The same with the defaults of ``backend`` filled in; ``max_tokens`` is the largest bucket.
 
@@ -203,9 +207,12 @@ class BuildConfig:
 
     def _resolved_tensorrt(self, seq: int, tokens: int) -> TensorRTConfig | None:
         if self.backend == "torch":
-            for name in ("quantization", "tensorrt"):
-                value = getattr(self, name)
-                require(value is None, name, value, "None with the torch backend")
+            require(self.quantization is None, "quantization", self.quantization, "None with the torch backend")
+            if self.tensorrt is not None:
+                unused = [f"{name} is {value!r}" for name, value in self.tensorrt.changes().items()] or [
+                    "tensorrt is set"
+                ]
+                raise ConfigError(f"{unused[0]}, which the torch backend does not use; choose a tensorrt backend")
             return None
         options = self.tensorrt or TensorRTConfig()
         if options.strip_weights and self.quantization is not None:

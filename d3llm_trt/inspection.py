@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
+from d3llm_trt.capacity import DTYPE_BYTES, shown_bytes
 from d3llm_trt.errors import EngineError
-from d3llm_trt.manifest import is_engine, load_manifest, verify_files
+from d3llm_trt.manifest import Manifest, is_engine, load_manifest, verify_files
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.tokenizer_files import TOKENIZER_FILE
 
 Facts = dict[str, Any]
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 BYTE_FACTS = ("size", "kv_bytes_per_token")
 
 
@@ -46,10 +46,29 @@ def engine_facts(path: Path, verify: bool = False) -> Facts:
         "max_batch_size": build.max_batch_size,
         "max_seq_len": build.max_seq_len,
         "max_num_tokens": build.max_num_tokens,
+        **(plan_facts(manifest) if build.tensorrt is not None else {}),
         "tokenizer": (path / TOKENIZER_FILE).is_file(),
         "size": _size(path),
         "files": sorted(manifest.files),
         "verified": verify,
+    }
+
+
+def plan_facts(manifest: Manifest) -> Facts:
+    """What a plan was built for, from the manifest."""
+    build = manifest.build_config
+    options = build.tensorrt
+    assert options is not None and options.token_buckets is not None
+    batches = 1 if options.attention == "plugin" or build.max_batch_size == 1 else 2
+    return {
+        "tensorrt_version": manifest.backend_version,
+        "compute_capabilities": list(manifest.compute_capabilities),
+        "quantization": build.quantization or "none",
+        "attention": options.attention,
+        "attention_mask": options.attention_mask if options.attention == "native" else "none",
+        "token_buckets": list(options.token_buckets),
+        "optimization_profiles": batches * len(options.token_buckets),
+        "weights_in_plan": not options.strip_weights,
     }
 
 
@@ -96,14 +115,5 @@ def _shown(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if name in BYTE_FACTS:
-        return _bytes(value)
+        return shown_bytes(value)
     return f"{value:,}" if name == "parameters" else str(value)
-
-
-def _bytes(count: int) -> str:
-    amount = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if amount < 1024 or unit == "GiB":
-            break
-        amount /= 1024
-    return f"{amount:.4g} {unit}"

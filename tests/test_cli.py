@@ -314,6 +314,26 @@ def test_build_prints_facts_and_never_overwrites_unasked(tmp_path: Path) -> None
     assert checkpoint["kind"] == "checkpoint" and checkpoint["parameters"] == facts["parameters"]
 
 
+def test_plans_are_built_and_inspected(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    args = ["build", CHECKPOINTS["dream"], "-o", tmp_path / "e", "--backend", "tensorrt-rtx", "--max-seq-len", "128"]
+    result = run(*args, "--token-buckets", "64,128", "--compute-capabilities", "8.9", "--attention-mask", "explicit")
+    assert result.exit_code == 0, result.output
+    assert re.match(r"at run time: weights .* KV cache .* on disk: .* memory to build: ", result.stderr)
+    (facts,) = rows(run("inspect", tmp_path / "e", "--json"))
+    assert (facts["attention"], facts["attention_mask"]) == ("native", "explicit")
+    assert facts["token_buckets"] == [64, 128] and facts["optimization_profiles"] == 4
+    assert facts["compute_capabilities"] == ["8.9"] and facts["files"][0] == "rank0.engine"
+    assert_one_line(run("generate", tmp_path / "e", "hi", "--device", "cpu"), "needs an NVIDIA GPU")
+
+
+def test_options_of_another_backend_are_one_line(tmp_path: Path) -> None:
+    args = ["build", CHECKPOINTS["dream"], "-o", tmp_path / "e"]
+    assert_one_line(run(*args, "--token-buckets", "64"), "token_buckets is (64,)", "choose a tensorrt backend")
+    assert_one_line(run(*args, "--backend", "tensorrt-rtx", "--token-buckets", "a"), "'a' is not a list of int")
+    assert_one_line(run(*args, "--backend", "tensorrt-rtx", "--attention", "plugin"), "attention is 'plugin'")
+
+
 def test_a_bad_checkpoint_is_one_line(tmp_path: Path) -> None:
     assert_one_line(run("build", tmp_path, "-o", tmp_path / "e"), "config.json: cannot be read")
 

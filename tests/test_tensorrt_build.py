@@ -72,7 +72,8 @@ def test_a_plan_needs_a_gpu_to_run(tmp_path: Path) -> None:
         ("tensorrt-rtx", {"compute_capabilities": ("9.0",)}, "compute_capabilities is '9.0'; allowed: 7.5"),
         ("tensorrt-rtx", {"token_buckets": (4096,)}, "token_buckets is 4096; allowed: at most 512"),
         ("tensorrt", {"compute_capabilities": ("9.0",)}, "builds for its own GPU"),
-        ("torch", {}, "tensorrt is TensorRTConfig"),
+        ("torch", {}, "tensorrt is set, which the torch backend does not use"),
+        ("torch", {"token_buckets": (64,)}, r"token_buckets is \(64,\), which the torch backend does not use"),
     ],
 )
 def test_what_a_backend_cannot_do_is_said_before_any_work(
