@@ -89,12 +89,16 @@ def cli() -> None:
 @cli.command()
 @click.argument("path", type=PATH)
 @click.option("--verify", is_flag=True, help="Read every file of an engine and compare its checksum.")
+@click.option("--layers", is_flag=True, help="Every layer of a plan too, by TensorRT's inspector; needs a GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path, verify: bool, as_json: bool) -> None:
+def inspect(path: Path, verify: bool, layers: bool, as_json: bool) -> None:
     """Say what the engine or checkpoint directory PATH holds."""
-    from d3llm_trt.inspection import inspect_path, print_facts
+    from d3llm_trt.inspection import inspect_path, layer_facts, print_facts
 
-    print_facts(inspect_path(path, verify), as_json)
+    facts = inspect_path(path, verify)
+    if layers:
+        facts["layers"] = layer_facts(path)
+    print_facts(facts, as_json)
 
 
 cli.add_command(build)

@@ -72,6 +72,20 @@ def plan_facts(manifest: Manifest) -> Facts:
     }
 
 
+def layer_facts(path: Path) -> list[Facts]:
+    """Every layer of an engine's plan, as TensorRT's inspector describes it. Raises EngineError without a GPU."""
+    from d3llm_trt.runtime.engines.tensorrt_session import open_plan, plan_layers
+    from d3llm_trt.runtime.loading import choose_device
+    from d3llm_trt.tensorrt_module import load_tensorrt
+
+    manifest = load_manifest(path)
+    device = choose_device(None)
+    if manifest.build_config.tensorrt is None or device.type != "cuda":
+        raise EngineError(f"{path}: --layers needs a plan, and an NVIDIA GPU to load it on; leave out --layers")
+    trt = load_tensorrt(manifest.backend)
+    return plan_layers(trt, open_plan(trt, path, manifest, device))
+
+
 def checkpoint_facts(path: Path) -> Facts:
     """Facts from a checkpoint's configuration and headers; weights are not read."""
     from d3llm_trt.build.checkpoint import open_checkpoint

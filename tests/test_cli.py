@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from golden_cases import GOLDEN
 from tiny_models import CHECKPOINTS, QUESTIONS
@@ -325,6 +326,8 @@ def test_plans_are_built_and_inspected(tmp_path: Path) -> None:
     assert facts["token_buckets"] == [64, 128] and facts["optimization_profiles"] == 4
     assert facts["compute_capabilities"] == ["8.9"] and facts["files"][0] == "rank0.engine"
     assert_one_line(run("generate", tmp_path / "e", "hi", "--device", "cpu"), "needs an NVIDIA GPU")
+    if not torch.cuda.is_available():
+        assert_one_line(run("inspect", tmp_path / "e", "--layers"), "--layers needs a plan, and an NVIDIA GPU")
 
 
 def test_options_of_another_backend_are_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,9 +68,20 @@ def test_rooms_import_one_way(user: str, used: str) -> None:
     assert importers(used, among=user) == []
 
 
-def test_at_most_one_module_imports_tensorrt() -> None:
+def test_one_module_imports_tensorrt() -> None:
+    """By name, so that it is found out when it is asked for; nobody else names it."""
     users = {user for name in TENSORRT for user in importers(name, among="d3llm_trt")}
-    assert len(users) <= 1
+    namers = {name for name, path in modules().items() if "tensorrt_rtx" in path.read_text(encoding="utf-8")}
+    assert users == set() and namers == {"d3llm_trt.tensorrt_module"}
+
+
+def test_everything_imports_without_tensorrt() -> None:
+    names = sorted(modules())
+    code = "import sys; from importlib import import_module\n"
+    code += f"sys.modules.update(dict.fromkeys({TENSORRT!r}))\n"
+    code += f"[import_module(name) for name in {names!r}]; print(len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["d3llm_trt", "d3llm_trt.cli", "d3llm_trt.cli_generate", "d3llm_trt.config"])

@@ -21,7 +21,7 @@ from d3llm_trt.manifest import Manifest
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
 from d3llm_trt.runtime.engines.tensorrt_engine import engine_over
-from d3llm_trt.runtime.engines.tensorrt_session import TensorRTSession, check_fits, refit
+from d3llm_trt.runtime.engines.tensorrt_session import TensorRTSession, check_fits, plan_layers, refit
 
 MODEL = ModelConfig("llada", 32, 16, 32, 2, 2, 2, 8, 1e-5, 1e4, 64, 31, 1, 1)
 CPU = torch.device("cpu")
@@ -211,6 +211,54 @@ def test_a_stripped_plan_gets_its_weights_by_name(tmp_path: Path) -> None:
     assert given == {"a.weight": ("bf16", 6), "refitted": True}
     with pytest.raises(EngineError, match="the plan also wants c"):
         refit(refit_module(["b", "c"], {}), object(), path)
+
+
+def test_layers_come_from_the_inspector() -> None:
+    text = '{"Layers": [{"Name": "layers.0.mlp.down"}, "plain"]}'
+    inspector = SimpleNamespace(get_engine_information=lambda form: text if form == "json" else "")
+    module = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json"))
+    layers = plan_layers(module, SimpleNamespace(create_engine_inspector=lambda: inspector))
+    assert layers == [{"Name": "layers.0.mlp.down"}, {"Name": "plain"}]
+
+
+class FakeCache:
+    """A runtime cache that holds bytes."""
+
+    def __init__(self) -> None:
+        self.data = b"new"
+
+    def deserialize(self, data: bytes) -> bool:
+        self.data = data + b"+"
+        return True
+
+    def serialize(self) -> bytes:
+        return self.data
+
+
+def test_the_runtime_cache_lies_beside_the_engine_and_outlives_it(tmp_path: Path) -> None:
+    class RtxDouble(Double):
+        def create_runtime_config(self) -> Any:
+            self.calls.append(("create_runtime_config",))
+            return SimpleNamespace(
+                create_runtime_cache=FakeCache,
+                set_runtime_cache=lambda cache: self.calls.append(("set_runtime_cache", cache.data)),
+                set_execution_context_allocation_strategy=lambda s: self.calls.append(("strategy", s)),
+            )
+
+        def create_execution_context(self, config: Any) -> Double:
+            self.calls.append(("create_execution_context", type(config).__name__))
+            return self
+
+    path = tmp_path / "engine.rtx-cache"
+    for kept in (b"new", b"new+"):
+        double = RtxDouble([{"x": ((1,), (4,), (4,))}], ["y"])
+        session = TensorRTSession(TRT, double, CPU, path)
+        assert [call[0] for call in double.calls] == [
+            "create_runtime_config", "set_runtime_cache", "strategy", "create_execution_context", "set_device_memory"
+        ]  # fmt: skip
+        assert double.calls[1] == ("set_runtime_cache", kept)
+        session.close()
+        assert path.read_bytes() == kept and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 # Engines over a session

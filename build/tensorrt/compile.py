@@ -87,6 +87,8 @@ def compile_plan(
 
 def _set_options(trt: Any, config: Any, options: TensorRTConfig) -> None:
     config.builder_optimization_level = options.optimization_level
+    # So that the engine inspector can tell layers by the model's names.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * (1 << 30)))
     for wanted, flags in (

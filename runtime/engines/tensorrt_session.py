@@ -5,6 +5,7 @@ Written against TensorRT's documented API and tested with a recording double; no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,13 @@ def refit(trt: Any, engine: Any, path: Path) -> None:
 
 def _named(trt: Any, dtype: torch.dtype) -> Any:
     return getattr(trt, str(dtype).removeprefix("torch."))
+
+
+def plan_layers(trt: Any, engine: Any) -> list[dict[str, Any]]:
+    """What the engine inspector says of each layer."""
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = json.loads(text).get("Layers", [])
+    return [layer if isinstance(layer, dict) else {"Name": layer} for layer in layers]
 
 
 class TensorRTSession:
