@@ -103,9 +103,14 @@ class TensorRTOps:
 
     def gated_mlp(self, name: str, gate_up: Any) -> Any:
         """See :class:`Ops`."""
-        low, size, axis = self._low, self._config.intermediate_size, len(gate_up.shape) - 1
-        gate = low.slice(f"{name}.gate", gate_up, axis, 0, size)
-        up = low.slice(f"{name}.up", gate_up, axis, size, size)
+        low, size, rank = self._low, self._config.intermediate_size, len(gate_up.shape)
+        rows = (0,) * (rank - 1)
+        # Cut along an axis of its own: where rows are cut in half, TensorRT keeps a second copy of the weight, halved.
+        halves = low.reshape(f"{name}.halves", gate_up, (*rows, 2, size))
+        gate, up = (
+            low.reshape(f"{name}.{part}.rows", low.slice(f"{name}.{part}", halves, rank - 1, index, 1), (*rows, size))
+            for index, part in enumerate(("gate", "up"))
+        )
         sigmoid = low.output(f"{name}.sigmoid", low.network.add_activation(gate, low.trt.ActivationType.SIGMOID))
         return low.binary(name, low.binary(f"{name}.silu", gate, "PROD", sigmoid), "PROD", up)
 
