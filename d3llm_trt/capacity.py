@@ -10,7 +10,7 @@ from d3llm_trt.model.config import ModelConfig
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Peak anonymous memory of TensorRT's builder over the packed weights (benchmarks/results/plan_scale.json).
-PLAN_MEMORY = 1.4
+PLAN_MEMORY = 1.1
 
 
 @dataclass(frozen=True)
