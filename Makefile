@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := d3llm_trt build runtime tests examples
+SOURCES := d3llm_trt build runtime tests examples benchmarks
 
-.PHONY: demo test lint format types clean help
+.PHONY: demo test lint format types triton clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,19 @@ types: $(READY)
 format: $(READY) ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# The server comes from a wheel. Its Python backend garbles strings with numpy 2, so it gets an environment of its own,
+# with an older numpy before everything that is in .venv.
+TRITON := out/tritonserver
+triton: $(TRITON)/.ready ## a real Triton Inference Server for the tests
+
+$(TRITON)/.ready: $(READY)
+	$(PYTHON) -m venv $(TRITON)/venv
+	$(TRITON)/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps numpy==1.26.4
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) nvidia-pytriton==0.7.0
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" \
+	  > $$(ls -d $(TRITON)/venv/lib/python3*/site-packages)/project.pth
+	touch $@
 
 clean: ## remove everything that is made here
 	rm -rf $(VENV) out *.egg-info

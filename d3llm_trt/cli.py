@@ -1,4 +1,4 @@
-"""The command line: ``d3llm-trt build | generate | inspect``. Heavy modules load only inside the commands."""
+"""The command line: ``d3llm-trt build | generate | inspect | triton``. Heavy modules load only inside the commands."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 import d3llm_trt
 from d3llm_trt.cli_build import build
 from d3llm_trt.cli_generate import generate
+from d3llm_trt.cli_triton import triton
 from d3llm_trt.errors import D3llmError
 
 BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
@@ -103,3 +104,4 @@ def inspect(path: Path, verify: bool, layers: bool, as_json: bool) -> None:
 
 cli.add_command(build)
 cli.add_command(generate)
+cli.add_command(triton)

@@ -108,13 +108,12 @@ class LLM:
         wrong with the request, or why it failed. Leaving the loop early cancels the request.
         """
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
-        request = self._make(prompt, sampling_params, outputs.put, stream=True, canvas=canvas)
-        return self._stream(request, outputs)
+        request_id = self.submit(prompt, sampling_params, outputs.put, stream=True, canvas=canvas)
+        return self._stream(request_id, outputs)
 
     def _stream(
-        self, request: Request, outputs: queue.SimpleQueue[RequestOutput]
+        self, request_id: str, outputs: queue.SimpleQueue[RequestOutput]
     ) -> Generator[RequestOutput, None, None]:
-        self._worker.submit(request)
         try:
             while True:
                 output = _or_raise(outputs.get())
@@ -122,7 +121,7 @@ class LLM:
                 if output.finished:
                     return
         finally:
-            self._worker.cancel(request.request_id)
+            self.cancel(request_id)
 
     async def generate_async(
         self, prompt: Any, sampling_params: SamplingParams | None = None, *, canvas: bool = False
@@ -134,8 +133,7 @@ class LLM:
             with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
                 loop.call_soon_threadsafe(outputs.put_nowait, output)
 
-        request = self._make(prompt, sampling_params, sink, stream=True, canvas=canvas)
-        self._worker.submit(request)
+        request_id = self.submit(prompt, sampling_params, sink, stream=True, canvas=canvas)
         try:
             while True:
                 output = _or_raise(await outputs.get())
@@ -143,7 +141,35 @@ class LLM:
                 if output.finished:
                     return
         finally:
-            self._worker.cancel(request.request_id)
+            self.cancel(request_id)
+
+    def submit(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams | None,
+        sink: Sink,
+        *,
+        stream: bool = False,
+        canvas: bool = False,
+    ) -> str:
+        """Queue one request for a server of your own; returns its id.
+
+        ``sink`` is called on the engine's thread with each output, the last one ``finished``, so it must be quick.
+        Raises RequestError on what is wrong with the request, EngineError once closed.
+        """
+        settings = SamplingParams() if sampling_params is None else sampling_params
+        request = self._maker.make(str(next(self._numbers)), prompt, settings, sink, stream=stream, canvas=canvas)
+        self._worker.submit(request)
+        return request.request_id
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request: its slot is free at the next step, and its sink is not called any more."""
+        self._worker.cancel(request_id)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many requests wait for a slot, and how many have one."""
+        return self._worker.load
 
     def close(self) -> None:
         """End all requests and the engine's thread; asking again raises EngineError."""
@@ -156,10 +182,6 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _make(self, prompt: Any, params: SamplingParams | None, sink: Sink, **options: bool) -> Request:
-        settings = SamplingParams() if params is None else params
-        return self._maker.make(str(next(self._numbers)), prompt, settings, sink, **options)
 
     def _submit_or_fail(self, request_id: str, prompt: Any, params: SamplingParams, sink: Sink) -> None:
         try:

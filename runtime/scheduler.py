@@ -37,6 +37,11 @@ class Scheduler:
         """Whether any request is waiting or running."""
         return bool(self._waiting or self._running)
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that wait, and those that have a slot; may be asked for by any thread."""
+        return len(self._waiting), len(self._running)
+
     def add(self, request: Request) -> None:
         """Queue a request."""
         self._waiting.append(request)

@@ -36,6 +36,11 @@ class Worker:
             self._errands.append(lambda: self._scheduler.cancel(request_id))
             self._changed.notify()
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that wait, and those that run."""
+        return self._scheduler.load
+
     def close(self) -> None:
         """End all requests with an error, and the thread."""
         if os.getpid() != self._process:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import model_config, special_ids, write_tokenizer
 
@@ -79,6 +79,7 @@ def test_encode_and_decode_equal_transformers(pair: tuple[Tokenizer, Any], text:
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
 def test_any_text_encodes_like_transformers(pair: tuple[Tokenizer, Any], text: str) -> None:
     ours, theirs = pair
+    assume(not any(content in text for content in ours.config.special_tokens))  # plain text to us, tokens to them
     assert ours.encode(text) == theirs.encode(text)
 
 

@@ -1,0 +1,1 @@
+"""Triton Inference Server: a model repository for an engine directory, and the model in it."""

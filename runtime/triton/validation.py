@@ -1,0 +1,75 @@
+"""Serve a repository on loopback once, and ask it something."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from d3llm_trt.errors import EngineError
+
+START_SECONDS = 300
+PROBE = {"input_ids": [0], "max_tokens": 4, "ignore_eos": True}
+
+
+def validate_repository(repository: Path, model: str) -> dict[str, Any]:
+    """Start ``tritonserver`` from the path, wait until it is ready, and decode one small request.
+
+    Returns the answer and the seconds it took. Raises EngineError with the end of the server's log.
+    """
+    server = shutil.which("tritonserver")
+    if server is None:
+        raise EngineError("--validate needs tritonserver on the PATH; run it in Triton's container, or leave it out")
+    http, grpc, metrics = _free_ports(3)
+    addresses = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
+    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    with tempfile.TemporaryFile() as log:
+        command = [server, f"--model-repository={repository}", *addresses, *ports]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            return _ask(process, f"http://127.0.0.1:{http}", model)
+        except OSError as error:
+            log.seek(0)
+            end = log.read().decode(errors="replace")[-1500:]
+            raise EngineError(f"the server did not answer: {error}; its log ends: {end}") from error
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _ask(process: subprocess.Popen[bytes], url: str, model: str) -> dict[str, Any]:
+    end = time.monotonic() + START_SECONDS
+    while not _is_ready(url):
+        if process.poll() is not None or time.monotonic() > end:
+            raise OSError("it is not ready")
+        time.sleep(0.2)
+    start = time.monotonic()
+    request = urllib.request.Request(f"{url}/v2/models/{model}/generate", json.dumps(PROBE).encode(), method="POST")
+    with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
+        answer = json.loads(response.read())
+    return {"answer": answer["output_ids"], "seconds": time.monotonic() - start}
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

@@ -1,0 +1,173 @@
+"""A real Triton Inference Server on loopback.
+
+It comes from the nvidia-pytriton wheel in ``out/tritonserver`` (``make triton``), with a Python environment beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tiny_models import ROOT
+
+INSTALLED = ROOT / "out" / "tritonserver"
+
+
+def find_server() -> Path | None:
+    """The folder with ``bin/tritonserver``, or None."""
+    root = INSTALLED / "pytriton" / "tritonserver"
+    return root if (root / "bin" / "tritonserver").exists() else None
+
+
+@contextmanager
+def open_server(repository: Path, work: Path, *arguments: str) -> Iterator[Server]:
+    """A ready server, closed at the end."""
+    root = find_server()
+    assert root is not None
+    server = Server(root, repository, work, *arguments)
+    try:
+        yield server.wait()
+    finally:
+        server.close()
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class Server:
+    """Serves one repository until it is closed."""
+
+    def __init__(self, root: Path, repository: Path, work: Path, *arguments: str) -> None:
+        self.http, self.grpc, metrics = free_ports(3)
+        self.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
+        self.log = work / "server.log"
+        command = [
+            str(root / "bin" / "tritonserver"),
+            f"--model-repository={repository}",
+            f"--backend-directory={_backends(root, work)}",
+            "--http-address=127.0.0.1", f"--http-port={self.http}",
+            "--grpc-address=127.0.0.1", f"--grpc-port={self.grpc}",
+            "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--metrics-interval-ms=100",
+            "--exit-timeout-secs=5",
+            f"--backend-config=python,shm-region-prefix-name=d3llm{os.getpid()}-{self.http}-",
+            *arguments,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, stdout=self.log.open("wb"), stderr=subprocess.STDOUT, env=_environment(), cwd=work
+        )
+
+    def wait(self, seconds: float = 60) -> Server:
+        """Until it is ready."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            try:
+                if self.get("/v2/health/ready")[0] == 200:
+                    return self
+            except OSError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"the server is not ready:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        return self._call(urllib.request.Request(f"http://127.0.0.1:{self.http}{path}"))
+
+    def post(self, path: str, body: Any, timeout: float = 60) -> tuple[int, bytes]:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data=data, method="POST")
+        return self._call(request, timeout)
+
+    @staticmethod
+    def _call(request: urllib.request.Request, timeout: float = 10) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def generate(self, timeout: float = 60, **inputs: Any) -> dict[str, Any]:
+        """One answer over HTTP; an error as ``{"error": ...}``."""
+        _, body = self.post("/v2/models/d3llm/generate", inputs, timeout)
+        answer: dict[str, Any] = json.loads(body)
+        return answer
+
+    def stream(self, **inputs: Any) -> Iterator[dict[str, Any]]:
+        """All events of one streamed answer."""
+        _, body = self.post("/v2/models/d3llm/generate_stream", {**inputs, "stream": True})
+        for line in body.decode().splitlines():
+            if line.startswith("data: "):
+                yield json.loads(line[6:])
+
+    def open_stream(self, **inputs: Any) -> Any:
+        """A streamed answer that is read, or left, by the caller."""
+        url = f"http://127.0.0.1:{self.http}/v2/models/d3llm/generate_stream"
+        data = json.dumps({**inputs, "stream": True}).encode()
+        return urllib.request.urlopen(urllib.request.Request(url, data=data, method="POST"), timeout=60)
+
+    def backend_processes(self) -> list[int]:
+        """The Python backend's own processes."""
+        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def metrics(self) -> dict[str, float]:
+        """Our own metrics, summed over instances."""
+        text = self._call(urllib.request.Request(self.metrics_url))[1].decode()
+        sums: dict[str, float] = {}
+        for line in text.splitlines():
+            if line.startswith("d3llm_"):
+                name = line.split("{")[0]
+                sums[name] = sums.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+        return sums
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _backends(root: Path, work: Path) -> Path:
+    """The backend folder, with the stub of this Python in its place."""
+    target = work / "backends" / "python"
+    target.mkdir(parents=True, exist_ok=True)
+    stub = root / "python_backend_stubs" / f"3.{sys.version_info.minor}" / "triton_python_backend_stub"
+    for source in (*(root / "backends" / "python").iterdir(), stub):
+        if source.is_file() and not (target / source.name).exists():
+            (target / source.name).symlink_to(source)
+    stub.chmod(0o755)
+    return target.parent
+
+
+def _environment() -> dict[str, str]:
+    """The Python backend takes the virtual environment that is on the path."""
+    own = INSTALLED / "venv"
+    library = sysconfig.get_config_var("LIBDIR") or ""
+    known = os.environ.get("LD_LIBRARY_PATH", "")
+    return {
+        **os.environ,
+        "VIRTUAL_ENV": str(own),
+        "PATH": os.pathsep.join([str(own / "bin"), os.environ["PATH"]]),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [library, known])),
+        "OMP_NUM_THREADS": "1",
+    }
