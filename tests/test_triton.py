@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_models import CHATS, CHECKPOINTS, QUESTIONS, ROOT
-from triton_server import Server, find_server, open_server
+from triton_server import Server, find_server, open_server, tritonserver_on_the_path
 
 from d3llm_trt import LLM, BuildConfig, DecodingConfig, SamplingParams, build_engine
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.runtime.triton.repository import RepositoryOptions, write_repository
+from d3llm_trt.runtime.triton.validation import validate_repository
 
 needs_server = pytest.mark.skipif(find_server() is None, reason="needs a Triton Inference Server: make triton")
 SLOW = {"algorithm": "LowConfidence", "ignore_eos": True}
@@ -266,6 +267,20 @@ def test_unloading_waits_for_work_and_a_killed_backend_is_an_error(engine: Path,
 
 
 @needs_server
+def test_the_example_clients(server: Server) -> None:
+    pytest.importorskip("tritonclient.grpc")
+    sys.path.insert(0, str(ROOT))
+    from examples.triton.client import stream
+
+    question = CHATS[0][0]["content"]
+    events = list(stream(f"127.0.0.1:{server.grpc}", "d3llm", question, algorithm="LowConfidence"))
+    assert "".join(event["text"] for event in events).endswith("#### 57") and events[-1]["reason"] == "stop"
+    script = ROOT / "examples" / "triton" / "generate.sh"
+    done = subprocess.run([script, f"http://127.0.0.1:{server.http}"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.count("#### 53") == 2, done.stdout + done.stderr
+
+
+@needs_server
 def test_the_command_writes_and_validates(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "from d3llm_trt.cli import main; main()"
     command = [sys.executable, "-c", script, "triton", str(engine), "-o", str(tmp_path / "r"), "--json"]
@@ -274,3 +289,18 @@ def test_the_command_writes_and_validates(engine: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     done = subprocess.run([*command[:-1], "--name", "other", "--validate"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "--validate needs tritonserver on the PATH" in done.stderr
+
+
+@needs_server
+def test_validation_asks_a_real_server(engine: Path, tmp_path: Path) -> None:
+    environment = tritonserver_on_the_path(tmp_path)
+    code = "from d3llm_trt.cli import main; main()"
+    command = [sys.executable, "-c", code, "triton", str(engine), "-o", str(tmp_path / "r"), "--validate", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["answer"]) == 4
+    (tmp_path / "r" / "d3llm" / "1" / "model.py").write_text("raise RuntimeError('broken on purpose')")
+    with pytest.raises(EngineError, match="broken on purpose"), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        validate_repository(tmp_path / "r", "d3llm")

@@ -42,6 +42,19 @@ def open_server(repository: Path, work: Path, *arguments: str) -> Iterator[Serve
         server.close()
 
 
+def tritonserver_on_the_path(work: Path) -> dict[str, str]:
+    """An environment in which ``tritonserver`` is a command that knows where its backends are."""
+    root = find_server()
+    assert root is not None
+    command = work / "bin" / "tritonserver"
+    command.parent.mkdir()
+    server, backends = root / "bin" / "tritonserver", _backends(root, work)
+    command.write_text(f'#!/bin/sh\nexec "{server}" --backend-directory="{backends}" "$@"\n')
+    command.chmod(0o755)
+    environment = _environment()
+    return {**environment, "PATH": os.pathsep.join([str(command.parent), environment["PATH"]])}
+
+
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -37,11 +38,17 @@ def validate_repository(repository: Path, model: str) -> dict[str, Any]:
             return _ask(process, f"http://127.0.0.1:{http}", model)
         except OSError as error:
             log.seek(0)
-            end = log.read().decode(errors="replace")[-1500:]
-            raise EngineError(f"the server did not answer: {error}; its log ends: {end}") from error
+            raise EngineError(f"the server did not answer: {error}; {_errors(log.read())}") from error
         finally:
             process.terminate()
             process.wait()
+
+
+def _errors(log: bytes) -> str:
+    """What the server logged as errors, the last few lines of it."""
+    lines = log.decode(errors="replace").splitlines()
+    errors = [line for line in lines if re.match(r"E\d{4} |error:", line)]
+    return f"it says: {' | '.join(errors[-3:])[-1500:]}" if errors else "it logged no error"
 
 
 def _ask(process: subprocess.Popen[bytes], url: str, model: str) -> dict[str, Any]:
