@@ -17,6 +17,8 @@ DEFAULT_MAX_SEQ_LEN = 2048
 ATTENTIONS, MASKS = ("native", "plugin"), ("lengths", "explicit")
 RTX_SUPPORTED = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
+# What a GPU must be at least for a precision, as TensorRT for RTX compiles it.
+OLDEST_FOR = {"fp8": (8, 9), "bfloat16": (8, 0), "float32": (8, 0), "float16": (7, 5)}
 QUANTIZATIONS = ("fp8",)
 
 Settings = TypeVar("Settings")
@@ -98,8 +100,14 @@ class TensorRTConfig:
 
     def __post_init__(self) -> None:
         for name in ("token_buckets", "compute_capabilities"):
-            if isinstance(value := getattr(self, name), list):
+            value = getattr(self, name)
+            if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+            require(value is None or isinstance(value, (list, tuple)), name, value, "None or a list")
+        for name in ("version_compatible", "hardware_compatible", "weight_streaming", "strip_weights"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        text = self.timing_cache is None or isinstance(self.timing_cache, str)
+        require(text, "timing_cache", self.timing_cache, "None or a file's name")
         require(self.attention in (None, *ATTENTIONS), "attention", self.attention, ", ".join(ATTENTIONS))
         require(self.attention_mask in MASKS, "attention_mask", self.attention_mask, ", ".join(MASKS))
         buckets, gib = self.token_buckets, self.workspace_gib
@@ -109,14 +117,20 @@ class TensorRTConfig:
             is_integer(self.optimization_level) and 0 <= self.optimization_level <= 5,
             "optimization_level", self.optimization_level, "an integer in 0..5",
         )  # fmt: skip
-        require(gib is None or (is_number(gib) and gib > 0), "workspace_gib", gib, "None or a number above 0")
+        room = gib is None or (is_number(gib) and 0.001 <= gib <= 1024)
+        require(room, "workspace_gib", gib, "None or a number in 0.001..1024")
+        listed = self.compute_capabilities
+        different = listed is None or (len(listed) > 0 and len(set(listed)) == len(listed))
+        require(different, "compute_capabilities", listed, "None or different ones, as in 8.9")
 
     def changes(self) -> dict[str, Any]:
         """The options that are not as by default."""
         return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
 
-    def resolved(self, backend: str, max_tokens: int) -> TensorRTConfig:
+    def resolved(self, backend: str, max_tokens: int, precision: str = "bfloat16") -> TensorRTConfig:
         """The same with the defaults of ``backend`` filled in; ``max_tokens`` is the largest bucket.
+
+        ``precision`` is the quantization or else the dtype.
 
         Raises ConfigError on what the backend cannot do.
         """
@@ -124,6 +138,7 @@ class TensorRTConfig:
         attention = self.attention or ("native" if rtx else "plugin")
         for name, wrong, reason in (
             ("attention", rtx and attention == "plugin", "it has no plugins; use native"),
+            ("attention_mask", attention == "plugin" and self.attention_mask != "lengths", "the plugin takes lengths"),
             ("hardware_compatible", rtx and self.hardware_compatible, "name GPUs in compute_capabilities"),
             ("version_compatible", rtx and self.version_compatible, "its plans belong to one version"),
             ("timing_cache", rtx and self.timing_cache is not None, "it measures no kernels when it builds"),
@@ -135,13 +150,20 @@ class TensorRTConfig:
         ):
             if wrong:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, which {backend} cannot: {reason}")
-        capabilities = self.compute_capabilities or RTX_CAPABILITIES if rtx else None
+        supported = [name for name in RTX_SUPPORTED if _version(name) >= OLDEST_FOR[precision]]
+        defaults = tuple(name for name in RTX_CAPABILITIES if name in supported)
+        capabilities = self.compute_capabilities or defaults if rtx else None
         for capability in capabilities or ():
-            require(capability in RTX_SUPPORTED, "compute_capabilities", capability, ", ".join(RTX_SUPPORTED))
+            allowed = f"{', '.join(supported)} for {precision}"
+            require(capability in supported, "compute_capabilities", capability, allowed)
         buckets = self.token_buckets or default_buckets(max_tokens)
         require(max(buckets) <= max_tokens, "token_buckets", max(buckets), f"at most {max_tokens}")
         complete = tuple(sorted({*buckets, max_tokens}))
         return replace(self, attention=attention, token_buckets=complete, compute_capabilities=capabilities)
+
+
+def _version(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
 
 
 def default_buckets(max_tokens: int) -> tuple[int, ...]:
@@ -218,7 +240,7 @@ class BuildConfig:
         if options.strip_weights and self.quantization is not None:
             raise ConfigError(f"strip_weights is True with quantization {self.quantization!r}; allowed: one of the two")
         native = options.attention == "native" or (options.attention is None and self.backend == "tensorrt-rtx")
-        return options.resolved(self.backend, seq if native else tokens)
+        return options.resolved(self.backend, seq if native else tokens, self.quantization or self.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored under ``build_config`` in an engine directory."""

@@ -8,7 +8,7 @@ from typing import Any
 from d3llm_trt.errors import EngineError
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-PACKAGES = {"tensorrt": "tensorrt-cu13 (10.14 or newer)", "tensorrt-rtx": "tensorrt-rtx-cu13"}
+PACKAGES = {"tensorrt": "tensorrt-cu13 (10.15.1 or newer)", "tensorrt-rtx": "tensorrt-rtx-cu13"}
 
 
 def load_tensorrt(backend: str) -> Any:

@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any
 
 from d3llm_trt.engine_source import engine_for
-from d3llm_trt.errors import D3llmError, RequestError
+from d3llm_trt.errors import D3llmError, EngineError, RequestError
 from d3llm_trt.manifest import Progress
 from d3llm_trt.progress import build_progress
 from d3llm_trt.runtime.answer import failed_output
-from d3llm_trt.runtime.loading import load_engine
+from d3llm_trt.runtime.loading import choose_device, load_engine
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request, RequestMaker, Sink
 from d3llm_trt.runtime.sampling_params import SamplingParams
@@ -56,11 +56,14 @@ class LLM:
         cuda_graphs: str | None = None,
         progress: Progress | None = None,
     ) -> None:
+        where = choose_device(device)
+        if backend not in (None, "torch") and where.type != "cuda":
+            raise EngineError(f"a {backend} plan needs an NVIDIA GPU; for the CPU leave out the backend")
         with _shown(progress) as show:
             directory, manifest = engine_for(
                 model, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
             )
-        engine = load_engine(directory, manifest, device=device, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs)
+        engine = load_engine(directory, manifest, device=where, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs)
         self.spec = engine.spec
         self.tokenizer = Tokenizer.load(directory)
         self._maker = RequestMaker(engine.spec, self.tokenizer)
@@ -165,6 +168,11 @@ class LLM:
     def cancel(self, request_id: str) -> None:
         """Forget a request: its slot is free at the next step, and its sink is not called any more."""
         self._worker.cancel(request_id)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests can be answered; False once the engine fails again and again, or is closed."""
+        return self._worker.healthy
 
     @property
     def load(self) -> tuple[int, int]:

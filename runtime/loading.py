@@ -21,19 +21,18 @@ def load_engine(
     directory: Path,
     manifest: Manifest,
     *,
-    device: str | None = None,
+    device: torch.device,
     max_batch_size: int | None = None,
     cuda_graphs: str | None = None,
 ) -> Engine:
     """The engine in a verified directory. Raises ConfigError or EngineError."""
-    where = choose_device(device)
     if cuda_graphs is not None:
         require(cuda_graphs in CUDA_GRAPHS, "cuda_graphs", cuda_graphs, "all, largest, off, or None for the default")
-    spec = _spec(manifest, where, max_batch_size)
+    spec = _spec(manifest, device, max_batch_size)
     load = TorchEngine.load if manifest.backend == "torch" else load_tensorrt_engine
     engine: Engine = load(directory, manifest, spec)
     if cuda_graphs not in (None, "off") and not engine.spec.graph_capturable:
-        reason = f"the {engine.spec.backend} engine on {where.type} cannot run inside a CUDA graph"
+        reason = f"the {engine.spec.backend} engine on {device.type} cannot run inside a CUDA graph"
         raise ConfigError(f"cuda_graphs is {cuda_graphs!r}, but {reason}; allowed: off or None")
     return engine
 

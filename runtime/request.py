@@ -17,6 +17,7 @@ from d3llm_trt.runtime.sampling_params import SamplingParams
 from d3llm_trt.runtime.tokenizer import Tokenizer
 
 ALLOWED = 'a str, {"prompt_token_ids": [...]}, {"prompt": "..."}, or a list of chat messages'
+CHARACTERS_PER_TOKEN = 128  # longer texts cannot fit, and to find that out would take time
 Sink = Callable[[RequestOutput], None]
 
 
@@ -60,6 +61,9 @@ class RequestMaker:
 
     def _read(self, prompt: object) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
+            most = CHARACTERS_PER_TOKEN * self.spec.max_seq_len
+            if len(prompt) > most:
+                raise RequestError(f"prompt has {len(prompt)} characters; allowed: at most {most}; shorten the prompt")
             return prompt, self._known_tokenizer().encode(prompt)
         if isinstance(prompt, Mapping):
             return self._read_mapping(prompt)

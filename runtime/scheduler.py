@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections import deque
 
@@ -14,6 +15,7 @@ from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request
 from d3llm_trt.runtime.tokenizer import Tokenizer
 
+FAILURES_OF_A_BROKEN_ENGINE = 3
 _LOG = logging.getLogger(__name__)
 
 
@@ -27,10 +29,13 @@ class Scheduler:
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         self._spec = engine.spec
         self._tokenizer = tokenizer
+        self._engine = engine
         self._decoder = Decoder(engine)
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, Answer]] = {}
-        self._free = deque(range(self._spec.max_batch_size))
+        # Lowest first, so that the slots in use lie close together.
+        self._free = list(range(self._spec.max_batch_size))
+        self._failures_in_a_row = 0
 
     @property
     def has_work(self) -> bool:
@@ -41,6 +46,15 @@ class Scheduler:
     def load(self) -> tuple[int, int]:
         """Requests that wait, and those that have a slot; may be asked for by any thread."""
         return len(self._waiting), len(self._running)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine works: one failure may be a request's, several in a row are the engine's."""
+        return self._failures_in_a_row < FAILURES_OF_A_BROKEN_ENGINE
+
+    def close(self) -> None:
+        """The engine is not used any more."""
+        self._engine.close()
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -65,8 +79,10 @@ class Scheduler:
         try:
             reports = self._decoder.step(slots)
         except Exception as error:  # noqa: BLE001 (whatever an engine raises must reach the requests it ran)
+            self._failures_in_a_row += 1
             self.fail_running(_engine_failure(error))
             return
+        self._failures_in_a_row = 0
         for slot, report in zip(slots, reports, strict=True):
             self._deliver(slot, report)
 
@@ -89,9 +105,10 @@ class Scheduler:
             try:
                 self._decoder.admit(slot, request.prompt_token_ids, request.params)
             except Exception as error:  # noqa: BLE001 (as in a step: whatever it is, only this request fails)
+                self._failures_in_a_row += 1
                 self._give(request, failed_output(request, _engine_failure(error)))
                 continue
-            self._free.popleft()
+            heapq.heappop(self._free)
             self._running[slot] = (request, Answer(request, self._tokenizer, self._spec.model_config.eos_token_id))
 
     def _has_room(self, request: Request) -> bool:
@@ -115,7 +132,7 @@ class Scheduler:
 
     def _release(self, slot: int) -> None:
         del self._running[slot]
-        self._free.append(slot)
+        heapq.heappush(self._free, slot)
 
     @staticmethod
     def _give(request: Request, output: RequestOutput) -> None:

@@ -37,6 +37,11 @@ class Worker:
             self._changed.notify()
 
     @property
+    def healthy(self) -> bool:
+        """Whether requests can be answered."""
+        return self._failure is None and self._scheduler.healthy
+
+    @property
     def load(self) -> tuple[int, int]:
         """Requests that wait, and those that run."""
         return self._scheduler.load
@@ -88,3 +93,4 @@ class Worker:
         for errand in errands:
             errand()
         self._scheduler.fail_all(error)
+        self._scheduler.close()

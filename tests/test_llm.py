@@ -384,6 +384,11 @@ def test_opening_things_that_are_no_model(tmp_path: Path, engine_dir: Path) -> N
         LLM(tmp_path)
 
 
+def test_a_plan_for_the_cpu_is_refused_before_it_is_built() -> None:
+    with pytest.raises(EngineError, match="a tensorrt-rtx plan needs an NVIDIA GPU"):
+        LLM(CHECKPOINTS["llada"], backend="tensorrt-rtx", device="cpu")
+
+
 def test_a_closed_llm_says_so(engine_dir: Path) -> None:
     model = LLM(engine_dir, device="cpu")
     stream = model.generate_stream(CHATS[0], params(100, decoding=ONE_BY_ONE, ignore_eos=True), canvas=True)

@@ -69,9 +69,11 @@ def test_a_plan_needs_a_gpu_to_run(tmp_path: Path) -> None:
         ("tensorrt-rtx", {"hardware_compatible": True}, "hardware_compatible is True"),
         ("tensorrt-rtx", {"version_compatible": True}, "version_compatible is True"),
         ("tensorrt-rtx", {"timing_cache": "t"}, "timing_cache is 't'"),
-        ("tensorrt-rtx", {"compute_capabilities": ("9.0",)}, "compute_capabilities is '9.0'; allowed: 7.5"),
+        ("tensorrt-rtx", {"compute_capabilities": ("9.0",)}, "compute_capabilities is '9.0'; allowed: 8.0"),
         ("tensorrt-rtx", {"token_buckets": (4096,)}, "token_buckets is 4096; allowed: at most 512"),
+        ("tensorrt-rtx", {"compute_capabilities": ("7.5",)}, "allowed: 8.0, 8.6, 8.9, 12.0, 12.1 for float32"),
         ("tensorrt", {"compute_capabilities": ("9.0",)}, "builds for its own GPU"),
+        ("tensorrt", {"attention_mask": "explicit"}, "attention_mask is 'explicit', which tensorrt cannot"),
         ("torch", {}, "tensorrt is set, which the torch backend does not use"),
         ("torch", {"token_buckets": (64,)}, r"token_buckets is \(64,\), which the torch backend does not use"),
     ],
@@ -93,6 +95,13 @@ def test_what_a_backend_cannot_do_is_said_before_any_work(
         ({"token_buckets": ()}, "token_buckets"),
         ({"token_buckets": (0,)}, "token_buckets"),
         ({"optimization_level": 6}, "optimization_level is 6"),
+        ({"strip_weights": "no"}, "strip_weights is 'no'"),
+        ({"token_buckets": 5}, "token_buckets is 5"),
+        ({"compute_capabilities": "8.9"}, "compute_capabilities is '8.9'; allowed: None or a list"),
+        ({"compute_capabilities": ()}, "compute_capabilities is"),
+        ({"compute_capabilities": ("8.9", "8.9")}, "compute_capabilities is"),
+        ({"timing_cache": 5}, "timing_cache is 5"),
+        ({"workspace_gib": 1e300}, "workspace_gib is 1e"),
         ({"workspace_gib": 0}, "workspace_gib is 0"),
     ],
 )
@@ -176,6 +185,42 @@ def test_progress_is_told_and_can_cancel(tmp_path: Path) -> None:
         build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config(), progress=progress)
     assert {"pack weights", "optimizing graph"} <= seen
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["optimizing graph", "computing profile costs"])
+def test_ctrl_c_ends_a_build(tmp_path: Path, stage: str) -> None:
+    """The signal comes while TensorRT is at work, from a thread, as from a keyboard."""
+    code = (
+        "import os, signal, threading\n"
+        "from d3llm_trt import BuildConfig, build_engine\n"
+        "sent = []\n"
+        "def progress(stage, done, total):\n"
+        f"    if stage == {stage!r} and not sent:\n"
+        "        sent.append(True); threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()\n"
+        f"source, target = {str(GOLDEN / 'llada_tiny')!r}, {str(tmp_path / 'engine')!r}\n"
+        "try:\n"
+        "    build_engine(source, target, BuildConfig('tensorrt-rtx'), progress=progress)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert done.stdout == "interrupted\n" and list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_progress_callback_is_the_callers(tmp_path: Path) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "optimizing graph":
+            raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config(), progress=progress)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fp8_builds_with_the_defaults(tmp_path: Path) -> None:
+    asked = BuildConfig("tensorrt-rtx", "bfloat16", 1, 64, quantization="fp8")
+    path = build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", asked)
+    assert load_manifest(path).compute_capabilities == ("8.9", "12.0")
 
 
 def test_a_killed_build_leaves_nothing_that_loads(tmp_path: Path) -> None:

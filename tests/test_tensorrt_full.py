@@ -55,12 +55,13 @@ def test_every_option_reaches_the_builder() -> None:
     _set_options(module, config, options)
     assert config.calls == [
         ("builder_optimization_level", 5),
+        ("clear_flag", "TF32"),
         ("profiling_verbosity", "DETAILED"),
         ("set_memory_pool_limit", "WORKSPACE", 3 << 29),
         ("set_flag", "VERSION_COMPATIBLE"),
         ("set_flag", "WEIGHT_STREAMING"),
         ("set_flag", "STRIP_PLAN"),
-        ("set_flag", "REFIT"),
+        ("set_flag", "REFIT_IDENTICAL"),
         ("hardware_compatibility_level", "AMPERE_PLUS"),
     ]
 
@@ -80,6 +81,8 @@ def test_the_timing_cache_is_kept_between_builds(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="not one of this TensorRT; delete it or name another"):
         _load_timing_cache(config(accepted=False), str(path))
     assert _load_timing_cache(config(), None) is None
+    with pytest.raises(BuildError, match="its folder cannot be written to"):
+        _load_timing_cache(config(), str(tmp_path / "none" / "timing"))
 
 
 class NetworkDouble:

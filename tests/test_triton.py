@@ -69,6 +69,7 @@ def test_bad_repositories_leave_nothing(engine: Path, tmp_path: Path) -> None:
         write_repository(engine, tmp_path)
     with pytest.raises(EngineError, match="no such directory"):
         write_repository(tmp_path / "none", tmp_path, RepositoryOptions("other"))
+    write_repository(engine, tmp_path / "gpu", RepositoryOptions(gpus=(0,)))
     for options, complaint in (
         ({"name": "../x"}, "name is '../x'"),
         ({"instances": 0}, "instances is 0"),
@@ -77,7 +78,28 @@ def test_bad_repositories_leave_nothing(engine: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=complaint):
             RepositoryOptions(**options)  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == ["d3llm"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d3llm", "gpu"]
+
+
+@needs_server
+def test_a_broken_engine_makes_the_model_unhealthy(engine: Path, tmp_path: Path) -> None:
+    """Not a hang, and not a model that says it is ready and fails every request."""
+    model = write_repository(engine, tmp_path / "repository")
+    (model / "1" / "model.py").write_text(
+        "from d3llm_trt.runtime.engines.torch_engine import TorchEngine\n"
+        "from d3llm_trt.runtime.triton.model import TritonPythonModel\n"
+        "forward = TorchEngine.forward\n"
+        "def broken(self, batch):\n"
+        "    if len(batch.token_ids) > 20: raise RuntimeError('an illegal memory access')\n"
+        "    return forward(self, batch)\n"
+        "TorchEngine.forward = broken\n"
+    )
+    with open_server(tmp_path / "repository", tmp_path) as server:
+        assert "output_ids" in server.generate(input_ids=[1], max_tokens=2)
+        for _ in range(3):
+            assert "an illegal memory access" in server.generate(text_input="x", max_tokens=60)["error"]
+        time.sleep(1)
+        assert "not healthy" in server.generate(input_ids=[1], max_tokens=2)["error"]
 
 
 # Serving
@@ -158,6 +180,13 @@ def test_the_three_kinds_of_prompt(server: Server) -> None:
     assert whole["text_output"] == "plain <|mdm_mask|> text" + plain["text_output"]
     assert 562 not in whole["output_ids"] and whole["output_ids"][-4:] == plain["output_ids"][-4:]
     assert len(server.generate(input_ids=[1, 2, 562, 3], max_tokens=4, ignore_eos=True)["output_ids"]) == 4
+    shown = {"input_ids": [1, 2, 562, 3], "max_tokens": 4, "ignore_eos": True, "exclude_input_in_output": False}
+    filled = server.generate(**shown)["output_ids"]
+    assert len(filled) == 8 and 562 not in filled
+    (refused,) = server.stream(**shown)
+    assert "input_ids has masks" in refused["error"]
+    chat = server.generate(messages=messages(CHATS[0]), max_tokens=4, exclude_input_in_output=False)
+    assert "Mia has 6 boxes" in chat["text_output"]
 
 
 @needs_server
@@ -196,9 +225,12 @@ def _many(value: Any) -> list[int]:
     ],
 )
 def test_bad_requests_get_the_runtimes_words(server: Server, given: dict[str, Any], complaint: str) -> None:
+    before = server.metrics()["d3llm_rejected_requests_total"]
     assert complaint in server.generate(**given)["error"]
     (event,) = server.stream(**given)
     assert complaint in event["error"]
+    time.sleep(0.2)
+    assert server.metrics()["d3llm_rejected_requests_total"] == before + 2
 
 
 @needs_server
@@ -220,7 +252,7 @@ def test_many_clients_at_once_are_all_answered(server: Server) -> None:
 
 @needs_server
 def test_a_client_that_leaves_stops_costing(server: Server) -> None:
-    tokens = server.metrics()["d3llm_requests_total"]
+    before = server.metrics()
     for _ in range(8):
         connection = server.open_stream(messages=messages(CHATS[0]), max_tokens=440, **SLOW)
         connection.read(200)
@@ -230,7 +262,10 @@ def test_a_client_that_leaves_stops_costing(server: Server) -> None:
         time.sleep(0.1)
     assert server.metrics()["d3llm_slots_in_use"] == 0
     # None of them was decoded to its end.
-    assert server.metrics()["d3llm_requests_total"] == tokens
+    after = server.metrics()
+    assert after["d3llm_requests_total"] == before["d3llm_requests_total"]
+    assert after["d3llm_cancelled_requests_total"] == before["d3llm_cancelled_requests_total"] + 8
+    assert "Traceback" not in server.log.read_text(errors="replace")
     assert server.generate(messages=messages(CHATS[1]))["text_output"].endswith("#### 53")
 
 

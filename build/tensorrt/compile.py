@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +77,12 @@ def compile_plan(
     monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
     cache = _load_timing_cache(config, options.timing_cache)
-    with path.open("wb") as file:
+    with path.open("wb") as file, _interrupts_to(monitor):
         writer = _writer(trt, file)
         done = builder.build_serialized_network_to_stream(built.lowering.network, config, writer)
-    if monitor.cancelled:
-        raise KeyboardInterrupt
-    if writer.error is not None:
-        raise writer.error
+    for reason in (monitor.reason, writer.error):
+        if reason is not None:
+            raise reason
     if not done:
         raise BuildError(_explained(messages, built.lowering.given))
     _save_timing_cache(cache, options.timing_cache)
@@ -87,6 +91,7 @@ def compile_plan(
 
 def _set_options(trt: Any, config: Any, options: TensorRTConfig) -> None:
     config.builder_optimization_level = options.optimization_level
+    config.clear_flag(trt.BuilderFlag.TF32)
     # So that the engine inspector can tell layers by the model's names.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_gib is not None:
@@ -94,7 +99,8 @@ def _set_options(trt: Any, config: Any, options: TensorRTConfig) -> None:
     for wanted, flags in (
         (options.version_compatible, ("VERSION_COMPATIBLE",)),
         (options.weight_streaming, ("WEIGHT_STREAMING",)),
-        (options.strip_weights, ("STRIP_PLAN", "REFIT")),
+        # The same weights come back, so that TensorRT may rely on them, biases of products included.
+        (options.strip_weights, ("STRIP_PLAN", "REFIT_IDENTICAL")),
     ):
         for flag in flags if wanted else ():
             config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -117,13 +123,30 @@ def _add_profiles(builder: Any, config: Any, bindings: Iterable[Binding]) -> Non
             raise BuildError(f"TensorRT refused the optimization profile {number}; see its messages")
 
 
+@contextmanager
+def _interrupts_to(monitor: Any) -> Iterator[None]:
+    """Ctrl-C asks the monitor to cancel: raised inside a callback, TensorRT would swallow it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def cancel(number: int, frame: object) -> None:
+        monitor.reason = KeyboardInterrupt()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _monitor(trt: Any, progress: Progress | None) -> Any:
-    """A progress monitor whose ``cancelled`` says that Ctrl-C came."""
+    """A progress monitor that cancels the build once it has a ``reason``, an exception."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.cancelled = False
+            self.reason: BaseException | None = None
             self._steps: dict[str, int] = {}
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
@@ -133,9 +156,9 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
             try:
                 if progress is not None:
                     progress(phase.lower(), step + 1, max(self._steps.get(phase, 1), step + 1))
-            except KeyboardInterrupt:
-                self.cancelled = True
-            return not self.cancelled
+            except BaseException as error:  # noqa: BLE001 (raised again when TensorRT has returned)
+                self.reason = error
+            return self.reason is None
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)
@@ -173,6 +196,8 @@ def _load_timing_cache(config: Any, path: str | None) -> Any:
         data = Path(path).read_bytes() if Path(path).exists() else b""
     except OSError as error:
         raise BuildError(f"timing cache {path}: cannot be read: {error.strerror}") from error
+    if not os.access(Path(path).absolute().parent, os.W_OK):
+        raise BuildError(f"timing cache {path}: its folder cannot be written to; name a file in another one")
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
         raise BuildError(f"timing cache {path}: not one of this TensorRT; delete it or name another")
@@ -183,9 +208,13 @@ def _save_timing_cache(cache: Any, path: str | None) -> None:
     if cache is None or path is None:
         return
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_bytes(bytes(cache.serialize()))
-    temporary.replace(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(bytes(cache.serialize()))
+        temporary.replace(target)
+    except OSError as error:
+        # The plan is finished; the next build only takes longer.
+        warnings.warn(f"timing cache {path}: cannot be written: {error}", stacklevel=2)
 
 
 def _explained(messages: Messages, names: Iterable[str]) -> str:

@@ -43,13 +43,7 @@ def stream(url: str, model: str, question: str, **settings: Any) -> Iterator[dic
 
 
 def _input(name: str, value: Any) -> Any:
-    kinds = {
-        bool: ("BOOL", np.bool_),
-        int: ("INT64", np.int64),
-        float: ("FP64", np.float64),
-        str: ("BYTES", np.object_),
-    }
-    kind, dtype = kinds[type(value)]
+    kind, dtype = KINDS[type(value)]
     tensor = grpc.InferInput(name, [1], kind)
     tensor.set_data_from_numpy(np.array([value], dtype=dtype))
     return tensor

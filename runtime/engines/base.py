@@ -68,3 +68,7 @@ class Engine(Protocol):
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Raw logits ``[R, vocab]``; Dream's shift is in the choice of rows."""
         ...
+
+    def close(self) -> None:
+        """Keep what is worth keeping for the next start; ``forward`` is not called any more."""
+        ...

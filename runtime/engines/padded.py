@@ -21,6 +21,10 @@ class Session(Protocol):
         """Compute the outputs among ``tensors``."""
         ...
 
+    def close(self) -> None:
+        """Keep what is worth keeping for the next start."""
+        ...
+
 
 @dataclass(frozen=True)
 class Window:
@@ -61,9 +65,12 @@ class PaddedEngine:
         logits = torch.empty(len(rows), vocab, dtype=self.spec.dtype, device=rows.device)
         for run in runs:
             places = ((owner >= run[0].index) & (owner <= run[-1].index)).nonzero()[:, 0]
-            if len(places):
-                logits[places] = self._run(batch, run, rows[places], owner[places])
+            logits[places] = self._run(batch, run, rows[places], owner[places])
         return logits
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        self._session.close()
 
     def _run(self, batch: ForwardBatch, run: Sequence[Window], rows: Tensor, owner: Tensor) -> Tensor:
         first, device = run[0].slot, rows.device

@@ -58,3 +58,7 @@ class PackedEngine:
             tensors[f"kv_cache.{layer}"] = tensors[f"kv_cache.{layer}.updated"] = cache
         self._session.run(tensors)
         return logits
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        self._session.close()

@@ -6,7 +6,10 @@ Written against TensorRT's documented API and tested with a recording double; no
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,19 @@ def open_plan(trt: Any, directory: Path, manifest: Manifest, device: torch.devic
     """The engine of a verified directory, refitted if its plan has no weights. Raises EngineError with what to do."""
     check_fits(trt.__version__, torch.cuda.get_device_capability(device), manifest)
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    options = manifest.build_config.tensorrt
+    assert options is not None
+    if options.version_compatible:
+        # Such a plan brings the code that runs it; its checksum was verified.
+        runtime.engine_host_code_allowed = True
     with torch.cuda.device(device):
         engine = runtime.deserialize_cuda_engine((directory / PLAN_FILE).read_bytes())
         if engine is None:
             raise EngineError(f"{directory / PLAN_FILE}: TensorRT cannot load it; {REBUILD} on this machine")
-        options = manifest.build_config.tensorrt
-        if options is not None and options.strip_weights:
+        if options.strip_weights:
             refit(trt, engine, directory / WEIGHTS_FILE)
+        if options.weight_streaming:
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     return engine
 
 
@@ -100,7 +109,8 @@ class TensorRTSession:
             {name: engine.get_tensor_profile_shape(name, number) for name in self._inputs}
             for number in range(engine.num_optimization_profiles)
         ]
-        self._context = self._make_context()
+        with on_device(device):
+            self._context = self._make_context()
         self._profile = -1
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
 
@@ -126,6 +136,10 @@ class TensorRTSession:
 
     def run(self, tensors: Mapping[str, Tensor]) -> None:
         """Enqueue one execution on the current stream. Raises EngineError naming the tensor that does not fit."""
+        with on_device(self._device):
+            self._run(tensors)
+
+    def _run(self, tensors: Mapping[str, Tensor]) -> None:
         stream = torch.cuda.current_stream(self._device).cuda_stream
         self._choose_profile(tensors, stream)
         for name in self._inputs:
@@ -174,6 +188,11 @@ class TensorRTSession:
             self._cache.save()
 
 
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Whatever TensorRT does happens on the current GPU, so make ``device`` that."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def _fits(tensor: Tensor, ranges: Any) -> bool:
     low, _, high = ranges
     return len(low) == tensor.ndim and all(a <= b <= c for a, b, c in zip(low, tensor.shape, high, strict=True))
@@ -191,7 +210,10 @@ class RuntimeCache:
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write the file, at once."""
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        temporary.write_bytes(bytes(self._cache.serialize()))
-        temporary.replace(self._path)
+        """Write the file, at once; without it kernels are only compiled again."""
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(bytes(self._cache.serialize()))
+            temporary.replace(self._path)
+        except OSError as error:
+            warnings.warn(f"runtime cache {self._path}: cannot be written: {error}", stacklevel=2)

@@ -48,6 +48,9 @@ class TorchEngine:
         ops = TorchOps(config, self._weights, self.kv_cache, batch.positions, _windows(batch))
         return forward(config, ops, batch.token_ids, batch.logit_rows)
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
 
 def _windows(batch: ForwardBatch) -> list[Window]:
     edges = batch.cu_window.tolist()

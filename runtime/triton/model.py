@@ -6,8 +6,11 @@ Imported by the ``model.py`` of a generated repository, inside Triton's Python b
 from __future__ import annotations
 
 import json
+import logging
+import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,14 @@ from d3llm_trt.errors import ConfigError, D3llmError, RequestError
 from d3llm_trt.runtime.llm import LLM
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.sampling_params import SamplingParams
-from d3llm_trt.runtime.triton.fields import INPUTS, OUTPUTS
+from d3llm_trt.runtime.triton.fields import INPUTS, OUTPUTS, Field
 from d3llm_trt.runtime.triton.metrics import Metrics
 from d3llm_trt.runtime.triton.parsing import Parsed, parse
 
 POLL_SECONDS = 0.02  # between two looks for cancelled requests
 DTYPES = {"STRING": np.object_, "INT64": np.int64, "FP64": np.float64, "BOOL": np.bool_}
+FINAL = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_LOG = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
@@ -31,14 +36,13 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine beside this model and decode once, so that the first request is not slow."""
-        parameters = {
-            name: item["string_value"] for name, item in json.loads(args["model_config"])["parameters"].items()
-        }
+        given = json.loads(args["model_config"])["parameters"]
+        parameters = {name: item["string_value"] for name, item in given.items()}
         engine = Path(args["model_repository"]) / args["model_version"] / parameters["engine_dir"]
         gpu = args["model_instance_kind"] == "GPU"
         self._llm = LLM(engine, device=f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
         self._most = int(parameters["max_queue_size"]) + self._llm.spec.max_batch_size
-        self._replies: dict[str, Reply] = {}
+        self._open: dict[str, Reply] = {}
         self._lock = threading.Lock()
         self._metrics = Metrics(pb, args["model_name"], args["model_version"], args["model_instance_name"])
         self._warm_up()
@@ -52,54 +56,68 @@ class TritonPythonModel:
             raise pb.TritonModelException(f"the warm-up request failed: {output.error}")
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Queue all requests; their outputs are sent by the runtime's thread."""
+        """Queue all requests; their outputs are sent by the runtime's thread. A bad one harms no other."""
         for request in requests:
-            tensors = _tensors(request)
-            sender = request.get_response_sender()
+            reply = Reply(request.get_response_sender())
             try:
-                self._accept(sender, tensors)
-            except (RequestError, ConfigError) as error:
-                _send_error(sender, str(error), pb.TritonError.INVALID_ARG)
-            except Overloaded as error:
-                _send_error(sender, str(error), pb.TritonError.UNAVAILABLE)
-            except D3llmError as error:
-                _send_error(sender, f"{error}; reload the model", pb.TritonError.UNAVAILABLE)
+                self._accept(reply, request)
+            except Exception as error:  # noqa: BLE001 (whatever it is, this request gets it as its answer)
+                self._metrics.rejected()
+                reply.fail(*_explained(error))
 
-    def _accept(self, sender: Any, tensors: dict[str, Any]) -> None:
-        asked = parse(tensors)
-        # The lock is held while submitting, so that an answer that comes at once finds its entry.
+    def _accept(self, reply: Reply, request: Any) -> None:
+        if len(self._open) >= self._most:
+            raise Overloaded(f"{len(self._open)} requests are waiting or running; try again later")
+        asked = parse(_tensors(request))
+        mask_id = self._llm.spec.model_config.mask_token_id
+        if asked.shows_unfilled_masks(mask_id):
+            raise RequestError("exclude_input_in_output is False in a stream, but input_ids has masks; leave one out")
+        reply.asked, reply.tokenizer = asked, self._llm.tokenizer
+        sink = partial(self._deliver, reply)
+        request_id = self._llm.submit(asked.prompt, asked.params, sink, stream=asked.stream)
         with self._lock:
-            if len(self._replies) >= self._most:
-                raise Overloaded(f"{len(self._replies)} requests are waiting or running; try again later")
-            request_id = self._llm.submit(asked.prompt, asked.params, self._deliver, stream=asked.stream)
-            self._replies[request_id] = Reply(sender, asked)
+            if not reply.closed:  # it may be answered already
+                self._open[request_id] = reply
 
-    def _deliver(self, output: RequestOutput) -> None:
-        """On the runtime's thread: send what is new."""
-        with self._lock:
-            reply = self._replies[output.request_id]
-            if output.finished:
-                del self._replies[output.request_id]
-        reply.send(output)
+    def _deliver(self, reply: Reply, output: RequestOutput) -> None:
+        """On the runtime's thread: count, and send what is new."""
         if output.finished:
             self._metrics.count(output)
+        try:
+            reply.send(output)
+        except Exception:  # noqa: BLE001 (the client must still get an end)
+            _LOG.exception("request %s: its response could not be sent", output.request_id)
+            reply.fail("the response could not be sent", pb.TritonError.INTERNAL)
+        if output.finished:
+            with self._lock:
+                self._open.pop(output.request_id, None)
 
     def _watch(self) -> None:
-        """Cancel what the client has given up, and refresh the gauges."""
+        """Cancel what clients have given up, refresh the gauges, and leave once the engine is broken."""
         while not self._closing.wait(POLL_SECONDS):
             with self._lock:
-                gone = [key for key, reply in self._replies.items() if reply.sender.is_cancelled()]
-                dropped = [self._replies.pop(key) for key in gone]
-            for key, reply in zip(gone, dropped, strict=True):
-                self._llm.cancel(key)
-                _send_error(reply.sender, "the request was cancelled", pb.TritonError.CANCELLED)
+                replies = list(self._open.items())
+            for request_id, reply in replies:
+                if reply.is_cancelled():
+                    self._cancel(request_id, reply)
             self._metrics.gauge(*self._llm.load)
+            if not self._llm.healthy:
+                # All requests have their errors. Without this process Triton answers that the model is not healthy.
+                _LOG.critical("the engine is broken; reload the model")
+                os._exit(1)
+
+    def _cancel(self, request_id: str, reply: Reply) -> None:
+        self._llm.cancel(request_id)
+        reply.fail("the request was cancelled", pb.TritonError.CANCELLED)
+        self._metrics.cancelled()
+        with self._lock:
+            self._open.pop(request_id, None)
 
     def finalize(self) -> None:
         """End what is left with an error, and the engine."""
         self._closing.set()
-        self._llm.close()
         self._watcher.join()
+        self._llm.close()
 
 
 class Overloaded(Exception):
@@ -107,32 +125,68 @@ class Overloaded(Exception):
 
 
 class Reply:
-    """Where one request's outputs go: the new part of each, if it streams."""
+    """Where one request's outputs go: the new part of each if it streams, and one end, whoever comes first."""
 
-    def __init__(self, sender: Any, asked: Parsed) -> None:
-        self.sender = sender
-        self._asked = asked
+    asked: Parsed
+    tokenizer: Any = None
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._lock = threading.Lock()
         self._sent_ids = 0
         self._sent_text = 0
         self._first = True
+        self.closed = False
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone."""
+        with self._lock:
+            return not self.closed and bool(self._sender.is_cancelled())
 
     def send(self, output: RequestOutput) -> None:
         """Send an output; the last one closes the response stream."""
         if output.error is not None:
-            bad = isinstance(output.error, (RequestError, ConfigError))
-            code = pb.TritonError.INVALID_ARG if bad else pb.TritonError.INTERNAL
-            _send_error(self.sender, str(output.error), code)
+            self.fail(*_explained(output.error))
             return
+        with self._lock:
+            if self.closed:
+                return
+            self._sender.send(self._response(output), flags=FINAL if output.finished else 0)
+            self.closed = output.finished
+
+    def fail(self, message: str, code: Any) -> None:
+        """End with an error, unless it has ended."""
+        with self._lock:
+            if not self.closed:
+                self.closed = True
+                self._sender.send(pb.InferenceResponse(error=pb.TritonError(message, code)), flags=FINAL)
+
+    def _response(self, output: RequestOutput) -> Any:
         answer, metrics = output.outputs[0], output.metrics
         text, ids = answer.text[self._sent_text :], answer.token_ids[self._sent_ids :]
         self._sent_text, self._sent_ids = len(answer.text), len(answer.token_ids)
-        if self._first and not self._asked.exclude_input:
-            text, ids = (output.prompt or "") + text, [*output.prompt_token_ids, *ids]
+        if self._first and not self.asked.exclude_input:
+            text, ids = self._prompt_text(output) + text, [*output.prompt_token_ids, *ids]
         self._first = False
         values = (text, ids, metrics.num_forward_passes, metrics.tokens_per_forward, answer.finish_reason or "")
-        response = pb.InferenceResponse([_tensor(item, value) for item, value in zip(OUTPUTS, values, strict=True)])
-        final = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if output.finished else 0
-        self.sender.send(response, flags=final)
+        return pb.InferenceResponse([_tensor(item, value) for item, value in zip(OUTPUTS, values, strict=True)])
+
+    def _prompt_text(self, output: RequestOutput) -> str:
+        if output.prompt is not None or self.tokenizer is None:
+            return output.prompt or ""
+        return str(self.tokenizer.decode(output.prompt_token_ids))
+
+
+def _explained(error: Exception) -> tuple[str, Any]:
+    """A message for the client, and Triton's code."""
+    if isinstance(error, (RequestError, ConfigError)):
+        return str(error), pb.TritonError.INVALID_ARG
+    if isinstance(error, Overloaded):
+        return str(error), pb.TritonError.UNAVAILABLE
+    if isinstance(error, D3llmError):
+        return str(error), pb.TritonError.INTERNAL
+    _LOG.error("a request failed", exc_info=error)
+    return f"the request failed: {type(error).__name__}", pb.TritonError.INTERNAL
 
 
 def _tensors(request: Any) -> dict[str, Any]:
@@ -140,11 +194,6 @@ def _tensors(request: Any) -> dict[str, Any]:
     return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
 
 
-def _tensor(item: Any, value: Any) -> Any:
+def _tensor(item: Field, value: Any) -> Any:
     values = value if item.many else [value.encode("utf-8") if isinstance(value, str) else value]
     return pb.Tensor(item.name, np.array(values, dtype=DTYPES[item.kind]))
-
-
-def _send_error(sender: Any, message: str, code: Any) -> None:
-    response = pb.InferenceResponse(error=pb.TritonError(message, code))
-    sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -24,6 +24,11 @@ class Parsed:
     stream: bool
     exclude_input: bool
 
+    def shows_unfilled_masks(self, mask_id: int) -> bool:
+        """Whether a stream would begin with masks of the prompt, which are filled in only at the end."""
+        masked = isinstance(self.prompt, dict) and mask_id in self.prompt["prompt_token_ids"]
+        return self.stream and not self.exclude_input and masked
+
 
 def parse(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Parsed:
     """From input tensors by name; what is left out has its default. Raises RequestError or ConfigError."""

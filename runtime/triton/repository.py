@@ -62,6 +62,8 @@ def write_repository(engine: str | Path, output: str | Path, options: Repository
     engine, output, options = Path(engine), Path(output), options or RepositoryOptions()
     manifest = load_manifest(engine)
     verify_files(engine, manifest)
+    if manifest.backend != "torch" and not options.gpus:
+        raise ConfigError(f"gpus is (), but a {manifest.backend} plan needs an NVIDIA GPU; name one, as in --gpus 0")
     model = output / options.name
     if model.exists():
         raise ConfigError(f"{model}: there is a model already; remove it, or choose another name or repository")

@@ -16,7 +16,7 @@ from typing import Any
 
 from d3llm_trt.errors import EngineError
 
-START_SECONDS = 300
+START_SECONDS, STOP_SECONDS = 300, 60
 PROBE = {"input_ids": [0], "max_tokens": 4, "ignore_eos": True}
 
 
@@ -32,7 +32,8 @@ def validate_repository(repository: Path, model: str) -> dict[str, Any]:
     addresses = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     with tempfile.TemporaryFile() as log:
-        command = [server, f"--model-repository={repository}", *addresses, *ports]
+        only = ["--model-control-mode=explicit", f"--load-model={model}"]
+        command = [server, f"--model-repository={repository}", *only, *addresses, *ports]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             return _ask(process, f"http://127.0.0.1:{http}", model)
@@ -41,7 +42,11 @@ def validate_repository(repository: Path, model: str) -> dict[str, Any]:
             raise EngineError(f"the server did not answer: {error}; {_errors(log.read())}") from error
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _errors(log: bytes) -> str:
@@ -59,8 +64,11 @@ def _ask(process: subprocess.Popen[bytes], url: str, model: str) -> dict[str, An
         time.sleep(0.2)
     start = time.monotonic()
     request = urllib.request.Request(f"{url}/v2/models/{model}/generate", json.dumps(PROBE).encode(), method="POST")
-    with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
-        answer = json.loads(response.read())
+    try:
+        with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
+            answer = json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        raise OSError(error.read().decode(errors="replace")) from error
     return {"answer": answer["output_ids"], "seconds": time.monotonic() - start}
 
 
