@@ -298,6 +298,16 @@ def test_the_plugin_gets_the_contracts_tensors_and_the_whole_cache() -> None:
     assert bound["kv_cache.1"].data_ptr() == bound["kv_cache.1.updated"].data_ptr()
 
 
+def test_a_run_without_wanted_rows_still_writes_its_keys_and_values() -> None:
+    session = Recorder()
+    options = TensorRTConfig(attention="native")
+    engine = engine_over(
+        spec(), replace(manifest(), build_config=replace(manifest().build_config, tensorrt=options)), session
+    )
+    assert engine.forward(replace(batch(), logit_rows=torch.zeros(0, dtype=torch.int64))).shape == (0, 32)
+    assert session.runs[0]["logit_rows"].tolist() == [0] and session.runs[0]["logits"].shape == (1, 32)
+
+
 def test_native_attention_gets_padded_windows_of_neighbouring_slots() -> None:
     session = Recorder()
     made = manifest()

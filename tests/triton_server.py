@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny_models import ROOT
+
+from d3llm_trt.runtime.triton.validation import free_ports
 
 INSTALLED = ROOT / "out" / "tritonserver"
 
@@ -53,16 +54,6 @@ def tritonserver_on_the_path(work: Path) -> dict[str, str]:
     command.chmod(0o755)
     environment = _environment()
     return {**environment, "PATH": os.pathsep.join([str(command.parent), environment["PATH"]])}
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class Server:

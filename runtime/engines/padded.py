@@ -75,14 +75,17 @@ class PaddedEngine:
     def _run(self, batch: ForwardBatch, run: Sequence[Window], rows: Tensor, owner: Tensor) -> Tensor:
         first, device = run[0].slot, rows.device
         slots, width = run[-1].slot - first + 1, max(window.length for window in run)
-        lines = batch.slots - first
+        wanted = (batch.slots - first)[owner] * width + rows - batch.cu_window[owner]
+        if not len(rows):
+            wanted = torch.zeros(1, dtype=torch.int64, device=device)  # no profile takes none; K/V are written anyway
+        vocab = self.spec.model_config.vocab_size
         tensors = {
             "token_ids": torch.zeros(slots, width, dtype=torch.int64, device=device),
             "positions": torch.zeros(slots, width, dtype=torch.int64, device=device),
             "window_starts": torch.zeros(slots, dtype=torch.int32, device=device),
             "kv_lengths": torch.ones(slots, dtype=torch.int32, device=device),
-            "logit_rows": lines[owner] * width + rows - batch.cu_window[owner],
-            "logits": torch.empty(len(rows), self.spec.model_config.vocab_size, dtype=self.spec.dtype, device=device),
+            "logit_rows": wanted,
+            "logits": torch.empty(len(wanted), vocab, dtype=self.spec.dtype, device=device),
         }
         for window in run:
             line, packed = window.slot - first, slice(window.row, window.row + window.length)
@@ -91,7 +94,7 @@ class PaddedEngine:
             tensors["window_starts"][line] = window.start
             tensors["kv_lengths"][line] = window.start + window.length
         self._session.run({**tensors, **self._caches(first, slots)})
-        return tensors["logits"]
+        return tensors["logits"][: len(rows)]
 
     def _caches(self, first: int, slots: int) -> dict[str, Tensor]:
         """Cache inputs, and their updated outputs in the same memory."""

@@ -28,7 +28,7 @@ def validate_repository(repository: Path, model: str) -> dict[str, Any]:
     server = shutil.which("tritonserver")
     if server is None:
         raise EngineError("--validate needs tritonserver on the PATH; run it in Triton's container, or leave it out")
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     addresses = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     with tempfile.TemporaryFile() as log:
@@ -80,7 +80,8 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
