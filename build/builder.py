@@ -68,7 +68,12 @@ def check_build(
     """The checkpoint and the complete settings of a build that nothing speaks against. Raises as build_engine does."""
     checkpoint = open_checkpoint(checkpoint_dir)
     settings = _resolved(checkpoint, build_config)
-    target = Path(engine_dir)
+    _check_place(checkpoint, Path(engine_dir), settings, overwrite)
+    return checkpoint, settings
+
+
+def _check_place(checkpoint: Checkpoint, target: Path, settings: BuildConfig, overwrite: bool) -> None:
+    """What may speak against a build besides its input: the target, the disk, a missing TensorRT."""
     try:
         check_target(target, overwrite)
         _check_space(target, _engine_bytes(checkpoint.config, settings))
@@ -76,7 +81,6 @@ def check_build(
         raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
     if settings.backend != "torch":
         load_tensorrt(settings.backend)
-    return checkpoint, settings
 
 
 def _resolved(checkpoint: Checkpoint, build_config: BuildConfig | None) -> BuildConfig:
@@ -189,6 +193,7 @@ def build_cached_engine(
             if not _is_good(entry, progress):
                 if entry.exists():
                     shutil.rmtree(entry)
+                _check_place(checkpoint, entry, settings, overwrite=False)
                 _build(checkpoint, entry, settings, False, progress)
     except OSError as error:
         fix = "set D3LLM_TRT_CACHE to a directory that can be written"

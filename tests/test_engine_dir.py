@@ -318,6 +318,9 @@ def test_too_little_space_is_found_first(checkpoint: Path, tmp_path: Path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(BuildError, match="and 1 bytes are free on the disk; free some space"):
         build_engine(checkpoint, tmp_path / "engine")
+    monkeypatch.setenv("D3LLM_TRT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(BuildError, match="and 1 bytes are free on the disk; free some space"):
+        build_cached_engine(checkpoint)
 
 
 # The cache
