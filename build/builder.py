@@ -98,8 +98,7 @@ def _build(
 
 def _engine_bytes(config: ModelConfig, settings: BuildConfig) -> int:
     shapes, dtype = config.tensor_shapes(), getattr(torch, settings.dtype)
-    values = sum(torch.Size(shape).numel() for shape in shapes.values())
-    packed = len(header_bytes(shapes, dtype)) + values * int(dtype.itemsize)
+    packed = len(header_bytes(shapes, dtype)) + config.num_parameters * int(dtype.itemsize)
     # A plan is built from the packed weights beside it.
     return packed if settings.backend == "torch" else 2 * packed
 

@@ -16,6 +16,7 @@ from d3llm_trt.build.checkpoint_config import model_config
 from d3llm_trt.build.weights_file import DOWNLOAD_AGAIN, TORCH_DTYPES, WeightsFile, is_finite, open_weights
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.model.config import Family, ModelConfig
+from d3llm_trt.paths import require_directory
 from d3llm_trt.strict_json import parse_object, read_bytes
 
 CONFIG_FILE, SINGLE_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -139,9 +140,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises one CheckpointError that lists everything that is wrong.
     """
     path = Path(path)
-    if not path.is_dir():
-        state = "not a directory" if path.exists() else "no such directory"
-        raise CheckpointError(f"{path}: {state}; expected a Hugging Face checkpoint directory")
+    require_directory(path, CheckpointError, "expected a Hugging Face checkpoint directory")
     problems: list[str] = []
     config, config_bytes = _read_config(path, problems)
     files = _read_weights(path, problems)

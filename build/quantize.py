@@ -13,7 +13,7 @@ from d3llm_trt.model.torch_ops import TorchOps, Window
 from d3llm_trt.model.transformer import forward
 
 FP8_MAX = 448.0  # of float8_e4m3fn
-PROMPT, ANSWER, ROUNDS = 48, 80, 4
+LENGTH, ROUNDS = 128, 4
 SEED = 0
 
 
@@ -60,7 +60,7 @@ class _Observer(TorchOps):
 def measure_inputs(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Largest absolute input of every linear layer while canvases are unmasked, a quarter of them per pass."""
     generator = torch.Generator().manual_seed(SEED)
-    length = min(PROMPT + ANSWER, config.max_position_embeddings)
+    length = min(LENGTH, config.max_position_embeddings)
     canvas = torch.randint(config.vocab_size, (length,), generator=generator)
     canvas[length // 3 :] = config.mask_token_id
     peaks: dict[str, Tensor] = {}

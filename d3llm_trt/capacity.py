@@ -37,18 +37,16 @@ def estimate(config: ModelConfig, settings: BuildConfig) -> Capacity:
     size, seq, tokens = DTYPE_BYTES[settings.dtype], settings.max_seq_len, settings.max_num_tokens
     assert seq is not None and tokens is not None
     weights = _weight_bytes(config, size, settings.quantization)
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
     widest = max(2 * config.intermediate_size, config.qkv_size + config.num_heads * config.head_dim)
     activations = tokens * size * (3 * config.hidden_size + widest + config.vocab_size)
-    packed = _weight_bytes(config, size, None)
     is_plan = settings.backend != "torch"
     largest = max(math.prod(shape) for shape in config.tensor_shapes().values()) * size
     return Capacity(
         weights=weights,
-        kv_cache=settings.max_batch_size * seq * per_token,
+        kv_cache=settings.max_batch_size * seq * config.kv_values_per_token * size,
         activations=activations,
         disk=weights,
-        memory=int(packed * PLAN_MEMORY) if is_plan else largest,
+        memory=int(config.num_parameters * size * PLAN_MEMORY) if is_plan else largest,
     )
 
 

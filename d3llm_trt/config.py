@@ -123,6 +123,10 @@ class TensorRTConfig:
         different = listed is None or (len(listed) > 0 and len(set(listed)) == len(listed))
         require(different, "compute_capabilities", listed, "None or different ones, as in 8.9")
 
+    def attention_of(self, backend: str) -> str:
+        """The chosen attention, or the default of ``backend``."""
+        return self.attention or ("native" if backend == "tensorrt-rtx" else "plugin")
+
     def changes(self) -> dict[str, Any]:
         """The options that are not as by default."""
         return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
@@ -130,23 +134,17 @@ class TensorRTConfig:
     def resolved(self, backend: str, max_tokens: int, precision: str = "bfloat16") -> TensorRTConfig:
         """The same with the defaults of ``backend`` filled in; ``max_tokens`` is the largest bucket.
 
-        ``precision`` is the quantization or else the dtype.
-
-        Raises ConfigError on what the backend cannot do.
+        ``precision`` is the quantization or else the dtype. Raises ConfigError on what the backend cannot do.
         """
         rtx = backend == "tensorrt-rtx"
-        attention = self.attention or ("native" if rtx else "plugin")
+        attention = self.attention_of(backend)
         for name, wrong, reason in (
             ("attention", rtx and attention == "plugin", "it has no plugins; use native"),
             ("attention_mask", attention == "plugin" and self.attention_mask != "lengths", "the plugin takes lengths"),
             ("hardware_compatible", rtx and self.hardware_compatible, "name GPUs in compute_capabilities"),
             ("version_compatible", rtx and self.version_compatible, "its plans belong to one version"),
             ("timing_cache", rtx and self.timing_cache is not None, "it measures no kernels when it builds"),
-            (
-                "compute_capabilities",
-                not rtx and self.compute_capabilities is not None,
-                "it builds for its own GPU",
-            ),
+            ("compute_capabilities", not rtx and self.compute_capabilities is not None, "it builds for its own GPU"),
         ):
             if wrong:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, which {backend} cannot: {reason}")
@@ -231,16 +229,15 @@ class BuildConfig:
         if self.backend == "torch":
             require(self.quantization is None, "quantization", self.quantization, "None with the torch backend")
             if self.tensorrt is not None:
-                unused = [f"{name} is {value!r}" for name, value in self.tensorrt.changes().items()] or [
-                    "tensorrt is set"
-                ]
-                raise ConfigError(f"{unused[0]}, which the torch backend does not use; choose a tensorrt backend")
+                given = [f"{name} is {value!r}" for name, value in self.tensorrt.changes().items()]
+                what = given[0] if given else "tensorrt is set"
+                raise ConfigError(f"{what}, which the torch backend does not use; choose a tensorrt backend")
             return None
         options = self.tensorrt or TensorRTConfig()
         if options.strip_weights and self.quantization is not None:
             raise ConfigError(f"strip_weights is True with quantization {self.quantization!r}; allowed: one of the two")
-        native = options.attention == "native" or (options.attention is None and self.backend == "tensorrt-rtx")
-        return options.resolved(self.backend, seq if native else tokens, self.quantization or self.dtype)
+        largest = seq if options.attention_of(self.backend) == "native" else tokens
+        return options.resolved(self.backend, largest, self.quantization or self.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored under ``build_config`` in an engine directory."""

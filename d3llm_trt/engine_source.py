@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d3llm_trt.config import BuildConfig, require
+from d3llm_trt.config import BuildConfig, is_integer, require
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Manifest, Progress, is_engine, load_manifest, verify_files
+from d3llm_trt.paths import require_directory
+
+GIVE_EITHER = "give an engine or a checkpoint directory"
 
 
 def engine_for(
@@ -23,11 +26,9 @@ def engine_for(
     built with other settings, EngineError or CheckpointError where a directory is not sound.
     """
     path = Path(model)
-    if not path.is_dir():
-        state = "not a directory" if path.exists() else "no such directory"
-        raise EngineError(f"{path}: {state}; give an engine or a checkpoint directory")
+    require_directory(path, EngineError, GIVE_EITHER)
     if not (path / MANIFEST_FILE).exists():
-        raise EngineError(f"{path}: has no {MANIFEST_FILE}; give an engine or a checkpoint directory")
+        raise EngineError(f"{path}: has no {MANIFEST_FILE}; {GIVE_EITHER}")
     if is_engine(path):
         manifest = load_manifest(path)
         _check_settings(manifest, backend, dtype, max_batch_size)
@@ -51,6 +52,4 @@ def _check_settings(manifest: Manifest, backend: str | None, dtype: str | None, 
     top = build.max_batch_size
     if max_batch_size is not None:
         allowed = f"integers in 1..{top}, which the engine was built for"
-        require(
-            isinstance(max_batch_size, int) and 1 <= max_batch_size <= top, "max_batch_size", max_batch_size, allowed
-        )
+        require(is_integer(max_batch_size) and 1 <= max_batch_size <= top, "max_batch_size", max_batch_size, allowed)

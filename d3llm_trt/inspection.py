@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import click
 
 from d3llm_trt.capacity import DTYPE_BYTES, shown_bytes
+from d3llm_trt.engine_source import GIVE_EITHER
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import Manifest, is_engine, load_manifest, verify_files
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.paths import require_directory
 from d3llm_trt.tokenizer_files import TOKENIZER_FILE
 
 Facts = dict[str, Any]
@@ -21,9 +22,7 @@ BYTE_FACTS = ("size", "kv_bytes_per_token")
 
 def inspect_path(path: Path, verify: bool) -> Facts:
     """Facts of the directory ``path``. Raises EngineError or CheckpointError if it is neither kind or damaged."""
-    if not path.is_dir():
-        state = "not a directory" if path.exists() else "no such directory"
-        raise EngineError(f"{path}: {state}; give an engine or a checkpoint directory")
+    require_directory(path, EngineError, GIVE_EITHER)
     if is_engine(path):
         return engine_facts(path, verify)
     if verify:
@@ -103,10 +102,8 @@ def checkpoint_facts(path: Path) -> Facts:
 def model_facts(config: ModelConfig, dtype: str) -> Facts:
     """A model's hyper-parameters, and its sizes when it runs in ``dtype``."""
     facts = config.to_dict()
-    parameters = sum(math.prod(shape) for shape in config.tensor_shapes().values())
-    kv_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    family = {"family": facts.pop("family"), "dtype": dtype, "parameters": parameters}
-    return {**family, "kv_bytes_per_token": kv_values * DTYPE_BYTES[dtype], **facts}
+    family = {"family": facts.pop("family"), "dtype": dtype, "parameters": config.num_parameters}
+    return {**family, "kv_bytes_per_token": config.kv_values_per_token * DTYPE_BYTES[dtype], **facts}
 
 
 def _size(path: Path) -> int:

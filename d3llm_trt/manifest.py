@@ -14,6 +14,7 @@ from typing import Any
 from d3llm_trt.config import BuildConfig, from_mapping, is_integer, is_number
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.model.config import FAMILIES, ModelConfig
+from d3llm_trt.paths import require_directory
 from d3llm_trt.strict_json import read_object
 
 FORMAT = "d3llm-trt-engine"
@@ -117,9 +118,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     """
     directory = Path(directory)
     path = directory / MANIFEST_FILE
-    if not directory.is_dir():
-        state = "not a directory" if directory.exists() else "no such directory"
-        raise EngineError(f"{directory}: {state}; expected an engine directory written by `d3llm-trt build`")
+    require_directory(directory, EngineError, "expected an engine directory written by `d3llm-trt build`")
     if not path.exists():
         raise EngineError(f"{directory}: has no {MANIFEST_FILE}, so it is not an engine directory; {REBUILD}")
     values = read_object(path, EngineError, REBUILD)

@@ -14,6 +14,7 @@ from pathlib import Path
 from d3llm_trt.config import require
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.palette import ANCHORS, hex_colour, ink_on, pass_colour, printable
+from d3llm_trt.paths import replace_file
 from d3llm_trt.runtime.outputs import RequestOutput
 
 SUFFIXES = (".png", ".html")
@@ -39,12 +40,9 @@ def write_trace(output: RequestOutput, tokens: Sequence[str], path: Path) -> Non
         raise ValueError(f"{len(tokens)} token texts for {len(steps)} tokens")
     draw = _png if path.suffix == ".png" else _html
     content = draw(tokens, steps, _title(output))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        replace_file(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"trace file {path}: cannot be written: {error}") from error
 
 

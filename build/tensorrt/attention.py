@@ -11,6 +11,7 @@ import torch
 from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.errors import BuildError
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.torch_ops import rotary_angles
 
 WITHOUT_FUSED_KERNELS = (torch.float32,)
 PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "D3llmBidirectionalAttention", "1", ""
@@ -37,9 +38,7 @@ class Inputs:
 
 def rotary_tables(config: ModelConfig, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine ``[positions, d / 2]`` in float32 (spec A.3)."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
-    frequencies = 1.0 / (config.rope_theta ** (half / config.head_dim))
-    angles = torch.arange(positions, dtype=torch.float32)[:, None] * frequencies
+    angles = rotary_angles(config, torch.arange(positions))
     return angles.cos(), angles.sin()
 
 

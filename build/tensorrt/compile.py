@@ -16,6 +16,7 @@ from d3llm_trt.build.tensorrt.network import Binding, BuiltNetwork
 from d3llm_trt.config import TensorRTConfig
 from d3llm_trt.errors import BuildError
 from d3llm_trt.manifest import FileFacts, Progress
+from d3llm_trt.paths import replace_file
 
 LAST_ERRORS = 3
 
@@ -30,12 +31,11 @@ def make_builder(trt: Any) -> tuple[Any, Messages]:
 
 
 class Messages:
-    """TensorRT's errors and warnings, as they come."""
+    """TensorRT's errors, as they come."""
 
     def __init__(self) -> None:
         self.logger: Any = None
         self.errors: list[str] = []
-        self.warnings: list[str] = []
 
     def last_errors(self) -> str:
         """The last few different errors in one line. A missing driver is none: plans are built without a GPU."""
@@ -54,8 +54,6 @@ def make_messages(trt: Any) -> Messages:
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 messages.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                messages.warnings.append(message)
 
     messages.logger = Logger()
     return messages
@@ -207,11 +205,8 @@ def _load_timing_cache(config: Any, path: str | None) -> Any:
 def _save_timing_cache(cache: Any, path: str | None) -> None:
     if cache is None or path is None:
         return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(bytes(cache.serialize()))
-        temporary.replace(target)
+        replace_file(Path(path), bytes(cache.serialize()))
     except OSError as error:
         # The plan is finished; the next build only takes longer.
         warnings.warn(f"timing cache {path}: cannot be written: {error}", stacklevel=2)

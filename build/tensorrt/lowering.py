@@ -35,7 +35,6 @@ class Lowering:
         self.trt = trt
         self.network = network
         self.given: dict[str, Tensor] = {}
-        self._last = ""
         self._names: dict[str, int] = {}
 
     def layer(self, name: str, layer: Any) -> Any:
@@ -44,7 +43,7 @@ class Lowering:
             raise BuildError(f"TensorRT refused the layer {name}; see its messages, and file an issue with them")
         count = self._names.get(name, 0)
         self._names[name] = count + 1
-        self._last = layer.name = name if count == 0 else f"{name}#{count}"
+        layer.name = name if count == 0 else f"{name}#{count}"
         return layer
 
     def output(self, name: str, layer: Any) -> Any:
@@ -57,11 +56,10 @@ class Lowering:
 
     def weight(self, name: str, tensor: Tensor, shape: Sequence[int] | None = None) -> Any:
         """A model weight as a constant that can be refitted under ``name``. It is not copied."""
-        given = self._constant(name, tensor, shape)
-        weights = given[1]
+        output, weights = self._constant(name, tensor, shape)
         if not self.network.set_weights_name(weights, name):
             raise BuildError(f"TensorRT refused to name the weight {name}; is it used twice?")
-        return given[0]
+        return output
 
     def constant(self, name: str, tensor: Tensor) -> Any:
         """A constant that is part of the network itself."""
@@ -71,10 +69,10 @@ class Lowering:
         tensor = tensor.contiguous()
         weights = self.trt.Weights(self.dtype(tensor.dtype), tensor.data_ptr(), tensor.numel())
         dims = tuple(tensor.shape) if shape is None else tuple(shape)
-        output = self.output(name, self.network.add_constant(dims, weights))
+        layer = self.layer(name, self.network.add_constant(dims, weights))
         # TensorRT reads the memory when it builds.
-        self.given[self._last] = tensor
-        return output, weights
+        self.given[layer.name] = tensor
+        return layer.get_output(0), weights
 
     def cast(self, name: str, x: Any, dtype: torch.dtype) -> Any:
         """``x`` in another dtype; itself if it has that already."""

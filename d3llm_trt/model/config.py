@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -47,6 +48,16 @@ class ModelConfig:
     def qkv_size(self) -> int:
         """Rows of the fused QKV weight: query heads, then key heads, then value heads."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Values of all weights."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Values that one position takes in the KV cache."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every packed weight, in the order the forward pass uses them."""

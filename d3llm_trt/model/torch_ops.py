@@ -26,11 +26,16 @@ class Window:
     kv_length: int
 
 
-def rotary_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine ``[T, 1, head_dim]`` in float32 for absolute ``positions[T]`` (spec A.3, half-split)."""
+def rotary_angles(config: ModelConfig, positions: Tensor) -> Tensor:
+    """Angles ``[T, head_dim / 2]`` in float32 for absolute ``positions[T]`` (spec A.3)."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     frequencies = 1.0 / (config.rope_theta ** (half / config.head_dim))
-    angles = positions.to(torch.float32)[:, None] * frequencies
+    return positions.to(torch.float32)[:, None] * frequencies
+
+
+def rotary_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine ``[T, 1, head_dim]`` in float32 for absolute ``positions[T]``, half-split."""
+    angles = rotary_angles(config, positions)
     angles = torch.cat((angles, angles), dim=-1)[:, None, :]
     return angles.cos(), angles.sin()
 

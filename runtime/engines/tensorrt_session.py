@@ -6,7 +6,6 @@ Written against TensorRT's documented API and tested with a recording double; no
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import PLAN_FILE, REBUILD, WEIGHTS_FILE, Manifest
+from d3llm_trt.paths import replace_file
 
 ALIGNMENT = 256
 
@@ -103,13 +103,13 @@ class TensorRTSession:
         self._trt = trt
         self._engine = engine
         self._device = device
-        self._cache = RuntimeCache(engine, runtime_cache) if runtime_cache is not None else None
         self._inputs, self._outputs = self._names()
         self._profiles = [
             {name: engine.get_tensor_profile_shape(name, number) for name in self._inputs}
             for number in range(engine.num_optimization_profiles)
         ]
         with on_device(device):
+            self._cache = RuntimeCache(engine, runtime_cache) if runtime_cache is not None else None
             self._context = self._make_context()
         self._profile = -1
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
@@ -211,9 +211,7 @@ class RuntimeCache:
 
     def save(self) -> None:
         """Write the file, at once; without it kernels are only compiled again."""
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(bytes(self._cache.serialize()))
-            temporary.replace(self._path)
+            replace_file(self._path, bytes(self._cache.serialize()))
         except OSError as error:
             warnings.warn(f"runtime cache {self._path}: cannot be written: {error}", stacklevel=2)
