@@ -15,10 +15,8 @@ import d3llm_trt
 from d3llm_trt.cli_build import build
 from d3llm_trt.cli_generate import generate
 from d3llm_trt.cli_triton import triton
+from d3llm_trt.cli_types import BAD_INPUT, CLOSED_PIPE, INTERRUPTED, PATH
 from d3llm_trt.errors import D3llmError
-
-BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
-PATH = click.Path(path_type=Path)
 
 
 class OneLineErrors(click.Group):

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 import d3llm_trt
+from d3llm_trt.cli_types import PATH, Command, Several
 from d3llm_trt.config import ATTENTIONS, BACKENDS, DTYPES, MASKS, QUANTIZATIONS, BuildConfig, TensorRTConfig
-
-PATH = click.Path(path_type=Path)
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Several(click.ParamType[tuple[Any, ...]]):
-    """Values of one type with commas between them."""
-
-    name = "LIST"
-
-    def __init__(self, kind: type) -> None:
-        self._kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        """A tuple. Fails naming the part that is none."""
-        parts = value if isinstance(value, tuple) else str(value).split(",")
-        try:
-            return tuple(self._kind(part) for part in parts)
-        except ValueError:
-            self.fail(f"{value!r} is not a list of {self._kind.__name__} with commas between them", param, ctx)
 
 
 def tensorrt_options(command: Command) -> Command:

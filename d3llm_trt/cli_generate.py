@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import d3llm_trt
+from d3llm_trt.cli_types import BAD_INPUT, PATH, SOME_FAILED, Command
 from d3llm_trt.config import BACKENDS, DTYPES
 from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.prompts import Prompt, as_chat, read_prompts
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from d3llm_trt.runtime.llm import LLM
     from d3llm_trt.runtime.outputs import RequestOutput
     from d3llm_trt.runtime.sampling_params import SamplingParams
-
-SOME_FAILED, BAD_INPUT = 1, 2
-PATH = click.Path(path_type=Path)
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _threshold(value: str) -> float | str:

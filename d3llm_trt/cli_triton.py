@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from d3llm_trt.cli_build import PATH, Several
+from d3llm_trt.cli_types import PATH, Several
 
 
 @click.command()

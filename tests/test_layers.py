@@ -87,7 +87,10 @@ def test_everything_imports_without_tensorrt() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["d3llm_trt", *(f"d3llm_trt.{name}" for name in ("cli", "cli_build", "cli_generate", "cli_triton", "config"))],
+    [
+        "d3llm_trt",
+        *(f"d3llm_trt.{name}" for name in ("cli", "cli_build", "cli_generate", "cli_triton", "cli_types", "config")),
+    ],
 )
 def test_the_front_door_imports_nothing_heavy(name: str) -> None:
     roots = {module.split(".")[0] for module in imports(modules()[name], anywhere=False)}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import Family
-from d3llm_trt.runtime.decoding.blocks import Blocks
+from d3llm_trt.runtime.decoding.blocks import Blocks, forced
 from d3llm_trt.runtime.decoding.state import Progress, Settings
 
 
@@ -41,6 +42,11 @@ class Choice:
     sampled: Tensor
     greedy: Tensor
 
+    @classmethod
+    def of_sampled(cls, accepted: Tensor) -> Choice:
+        """All of ``accepted[B, W]`` take the sampled token."""
+        return cls(accepted, torch.zeros_like(accepted))
+
 
 class Algorithm(Protocol):
     """Tensor code over rows of the state, all of them at once; rows of other algorithms are computed and ignored."""
@@ -52,3 +58,17 @@ class Algorithm(Protocol):
     def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
         """Which candidates this pass commits."""
         ...
+
+
+def below_threshold_or_forced(settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
+    """All candidates below the threshold, and one forced pick (spec B.1, and B.5, Dream)."""
+    accepted = progress.candidates & (scores.entropy < settings.threshold[:, None])
+    accepted = accepted | forced(blocks, progress.active, scores.entropy, progress.candidates, accepted)
+    return Choice.of_sampled(accepted)
+
+
+def activated(settings: Settings, progress: Progress, blocks: Blocks, opened: Tensor) -> Tensor:
+    """Active blocks ``[B, K]``: those that were, and opened ones behind a block that is decoded far enough."""
+    numbers = blocks.numbers
+    activates = blocks.previous(blocks.progress) >= settings.decoded_token_threshold[:, None]
+    return progress.active | (activates & (numbers >= 2) & (numbers <= opened[:, None]))

@@ -25,4 +25,4 @@ class EntropyThreshold:
     def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
         below = progress.candidates & (scores.entropy < settings.threshold[:, None])
         accepted = below | lowest(scores.entropy, progress.candidates)
-        return Choice(accepted, torch.zeros_like(accepted))
+        return Choice.of_sampled(accepted)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from d3llm_trt.model.config import Family
-from d3llm_trt.runtime.decoding.algorithm import Choice, Opening, Scores
-from d3llm_trt.runtime.decoding.blocks import Blocks, forced, last_reachable_end
+from d3llm_trt.runtime.decoding.algorithm import Choice, Opening, Scores, activated, below_threshold_or_forced
+from d3llm_trt.runtime.decoding.blocks import Blocks, last_reachable_end
 from d3llm_trt.runtime.decoding.state import Progress, Settings
 
 
@@ -20,11 +20,8 @@ class FullAttnMultiBlock:
         ready = (before >= settings.block_add_threshold[:, None]) | (blocks.previous(blocks.masks) == 0)
         opens = exists & (numbers >= 2) & ready
         opened = torch.maximum(progress.opened, torch.where(opens, numbers, 0).amax(1))
-        activates = (before >= settings.decoded_token_threshold[:, None]) & (numbers >= 2)
-        active = progress.active | (activates & (numbers <= opened[:, None]))
+        active = activated(settings, progress, blocks, opened)
         return Opening(opened, active, last_reachable_end(blocks, opened, active), settings.length)
 
     def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
-        accepted = progress.candidates & (scores.entropy < settings.threshold[:, None])
-        accepted = accepted | forced(blocks, progress.active, scores.entropy, progress.candidates, accepted)
-        return Choice(accepted, torch.zeros_like(accepted))
+        return below_threshold_or_forced(settings, progress, blocks, scores)

@@ -32,7 +32,7 @@ class LowConfidence:
         rank = torch.empty_like(order).scatter_(1, order, blocks.positions.expand_as(order))
         by_quota = candidates & (rank < _quota(settings, progress, blocks)[:, None])
         accepted = torch.where(settings.by_quota[:, None], by_quota, by_entropy)
-        return Choice(accepted, torch.zeros_like(accepted))
+        return Choice.of_sampled(accepted)
 
 
 def _quota(settings: Settings, progress: Progress, blocks: Blocks) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from d3llm_trt.model.config import Family
-from d3llm_trt.runtime.decoding.algorithm import Choice, Opening, Scores
+from d3llm_trt.runtime.decoding.algorithm import Choice, Opening, Scores, activated, below_threshold_or_forced
 from d3llm_trt.runtime.decoding.blocks import Blocks, forced, last_reachable_end, lowest
 from d3llm_trt.runtime.decoding.state import Progress, Settings
 
@@ -20,16 +20,12 @@ class MultiBlock:
         opened = torch.minimum(progress.opened + ready.long(), settings.num_blocks)
         # Behind an EOS there is nothing left to decode, so every block exists from then on.
         opened = torch.where(blocks.has_eos, settings.num_blocks, opened)
-        numbers = blocks.numbers
-        activates = blocks.previous(blocks.progress) >= settings.decoded_token_threshold[:, None]
-        active = progress.active | (activates & (numbers >= 2) & (numbers <= opened[:, None]))
+        active = activated(settings, progress, blocks, opened)
         return Opening(opened, active, last_reachable_end(blocks, opened, active), settings.length)
 
     def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
+        if family == "dream":
+            return below_threshold_or_forced(settings, progress, blocks, scores)
         candidates, threshold = progress.candidates, settings.threshold[:, None]
-        if family == "llada":
-            accepted = (candidates & (scores.entropy <= threshold)) | lowest(scores.entropy, candidates)
-            return Choice(accepted, forced(blocks, progress.active, scores.entropy, candidates, accepted))
-        accepted = candidates & (scores.entropy < threshold)
-        accepted = accepted | forced(blocks, progress.active, scores.entropy, candidates, accepted)
-        return Choice(accepted, torch.zeros_like(accepted))
+        accepted = (candidates & (scores.entropy <= threshold)) | lowest(scores.entropy, candidates)
+        return Choice(accepted, forced(blocks, progress.active, scores.entropy, candidates, accepted))

@@ -177,6 +177,12 @@ def _candidate_positions(candidates: Tensor, rows: int) -> Tensor:
     return positions.scatter_(0, target, torch.arange(len(flat), device=flat.device))[:rows]
 
 
+def _owner(progress: Progress, chosen: Tensor) -> Tensor:
+    """The request of every flat position ``chosen[R]``; the last one for positions that stand for none."""
+    batch, width = progress.canvas.shape
+    return torch.div(chosen, width, rounding_mode="floor").clamp(max=batch - 1)
+
+
 def _gather(
     config: ModelConfig, settings: Settings, progress: Progress, slots: Tensor, chosen: Tensor, tokens: int
 ) -> ForwardBatch:
@@ -186,7 +192,7 @@ def _gather(
     row = torch.arange(tokens, device=slots.device)
     owner = torch.searchsorted(edges[1:], row, right=True).clamp(max=batch - 1)
     positions = (row - edges[owner] + start[owner]).clamp(max=width - 1)
-    asker = torch.div(chosen, width, rounding_mode="floor").clamp(max=batch - 1)
+    asker = _owner(progress, chosen)
     # Dream's row i scores position i + 1; the first position of a window takes its own row (spec A.4).
     scoring = torch.maximum(chosen % width - int(config.shifted_logits), start[asker])
     return ForwardBatch(
@@ -202,12 +208,11 @@ def _gather(
 def _select(
     config: ModelConfig, settings: Settings, progress: Progress, chosen: Tensor, logits: Tensor, sampling: bool
 ) -> Selected:
-    batch, width = progress.canvas.shape
-    owner = torch.div(chosen, width, rounding_mode="floor").clamp(max=batch - 1)
+    owner = _owner(progress, chosen)
     keys = None
     if sampling:
         number = progress.passes[owner] + 1
-        keys = SampleKeys(settings.temperature[owner], settings.seed[owner], chosen % width, number)
+        keys = SampleKeys(settings.temperature[owner], settings.seed[owner], chosen % progress.canvas.shape[1], number)
     return select(logits, config.mask_token_id, settings.entropy_eps[owner], keys)
 
 
