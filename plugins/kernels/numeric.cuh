@@ -1,0 +1,47 @@
+// float16 and bfloat16 by pairs, and RoPE's rotation.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace d3llm {
+
+template <typename T>
+__device__ __forceinline__ float2 unpack(uint32_t pair);
+
+template <>
+__device__ __forceinline__ float2 unpack<__half>(uint32_t pair) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+
+template <>
+__device__ __forceinline__ float2 unpack<__nv_bfloat16>(uint32_t pair) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t pack(float low, float high);
+
+template <>
+__device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+template <>
+__device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Half-split RoPE of two neighbouring columns and of the two that stand half a head behind them, in float32.
+template <typename T>
+__device__ __forceinline__ void rotate(uint32_t& first, uint32_t& second, float2 cosine, float2 sine) {
+  const float2 x = unpack<T>(first), y = unpack<T>(second);
+  first = pack<T>(x.x * cosine.x - y.x * sine.x, x.y * cosine.y - y.y * sine.y);
+  second = pack<T>(y.x * cosine.x + x.x * sine.x, y.y * cosine.y + x.y * sine.y);
+}
+
+}  // namespace d3llm
