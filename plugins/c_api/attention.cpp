@@ -12,19 +12,23 @@ namespace {
 struct NamedPointer {
   const char* name;
   const void* value;
+  unsigned alignment;  // bytes
 };
 
 d3llm_status check_pointers(const d3llm_attention_params& p) {
-  const NamedPointer pointers[] = {
-      {"qkv", p.qkv},         {"kv_cache", p.kv_cache}, {"out", p.out}, {"positions", p.positions}, {"cu_window", p.cu_window},
-      {"kv_lengths", p.kv_lengths}, {"slots", p.slots}, {"cos", p.cos}, {"sin", p.sin}};
+  const NamedPointer pointers[] = {{"qkv", p.qkv, 16},
+                                   {"kv_cache", p.kv_cache, 16},
+                                   {"out", p.out, 16},
+                                   {"cos", p.cos, 8},
+                                   {"sin", p.sin, 8},
+                                   {"positions", p.positions, 8},
+                                   {"cu_window", p.cu_window, 8},
+                                   {"kv_lengths", p.kv_lengths, 8},
+                                   {"slots", p.slots, 8}};
   for (const NamedPointer& pointer : pointers) {
     if (pointer.value == nullptr) return invalid("attention: %s is NULL", pointer.name);
-    if (reinterpret_cast<uintptr_t>(pointer.value) % 8 != 0) return invalid("attention: %s is not aligned", pointer.name);
-  }
-  for (const NamedPointer& pointer : {pointers[0], pointers[1], pointers[2]}) {
-    if (reinterpret_cast<uintptr_t>(pointer.value) % 16 != 0) {
-      return invalid("attention: %s is not aligned to 16 bytes", pointer.name);
+    if (reinterpret_cast<uintptr_t>(pointer.value) % pointer.alignment != 0) {
+      return invalid("attention: %s is not aligned to %u bytes", pointer.name, pointer.alignment);
     }
   }
   return D3LLM_SUCCESS;

@@ -48,7 +48,7 @@ D3LLM_API const char* d3llm_last_error(void);
  *   positions  [tokens]    cu_window [batch + 1]    kv_lengths, slots [batch]    cos, sin [max_seq_len, head_dim / 2]
  *
  * dtype (of qkv, kv_cache and out) is float16 or bfloat16; head_dim is 32, 64 or 128; num_heads is a multiple of
- * num_kv_heads; all arrays are contiguous and 16-byte aligned.
+ * num_kv_heads; all arrays are contiguous; qkv, kv_cache and out are aligned to 16 bytes.
  */
 typedef struct d3llm_attention_params {
   size_t struct_size;
