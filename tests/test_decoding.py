@@ -163,6 +163,21 @@ def test_masks_in_the_prompt_are_filled_in(engine: TorchEngine, algorithm: str) 
     assert [step > 0 for step in answer.commit_steps[:6]] == [False, True, False, True, True, False]
 
 
+def test_a_cancelled_request_leaves_nothing_to_the_next_in_its_slot(engine: TorchEngine) -> None:
+    requests = [params(tokens=tokens, block_size=tokens, early_stop=False) for tokens in (64, 16, 64)]
+    wanted = decode(engine, [(PROMPT, request) for request in requests[1:]])
+    decoder = Decoder(engine)
+    decoder.admit(0, PROMPT, requests[0])
+    decoder.step([0])
+    decoder.admit(0, PROMPT, requests[1])
+    decoder.admit(1, PROMPT, requests[2])
+    running = [0, 1]
+    while running:
+        decoder.step(running)
+        running = [slot for slot in running if not decoder.reports[slot].done]
+    assert [decoder.read(slot) for slot in range(2)] == [(answer.canvas, answer.commit_steps) for answer in wanted]
+
+
 def test_logits_that_are_not_numbers_fail_one_request(tmp_path: Path) -> None:
     engine = cpu_engine(make_checkpoint(tmp_path, "llada", vocab=96), 3)
     healthy = decode(engine, [([1, 2], params()), ([3], params())])

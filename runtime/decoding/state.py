@@ -116,7 +116,11 @@ class DecodingState:
         for mine, new in ((self.settings, settings), (self.progress, progress)):
             for item in fields(mine):
                 row, value = getattr(mine, item.name)[slot], getattr(new, item.name)[0]
-                (row if value.ndim == 0 else row[: len(value)]).copy_(value)
+                if value.ndim > 0:
+                    # What a cancelled request left behind the end would be candidates beside a longer request.
+                    row.zero_()
+                    row = row[: len(value)]
+                row.copy_(value)
 
 
 def new_request(
