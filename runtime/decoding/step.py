@@ -77,6 +77,14 @@ def run_step(engine: Engine, state: DecodingState, slots: Tensor, shape: StepSha
     chosen = _candidate_positions(progress.candidates, shape.rows)
     logits = engine.forward(_gather(config, settings, progress, slots, chosen, shape.tokens))
     selected = _select(config, settings, progress, chosen, logits, shape.sampling)
+    return advance(config, state, slots, shape, chosen, selected)
+
+
+def advance(
+    config: ModelConfig, state: DecodingState, slots: Tensor, shape: StepShape, chosen: Tensor, selected: Selected
+) -> Tensor:
+    """All that follows select in a step: commit, plan the next pass, and report ``[B, 5]``."""
+    settings, progress = state.take(slots, shape.width, shape.blocks)
     progress = commit(config, shape.algorithms, settings, progress, chosen, selected)
     progress = plan_pass(config, shape.algorithms, settings, progress)
     state.put(slots, progress)

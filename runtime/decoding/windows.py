@@ -13,11 +13,15 @@ from torch import Tensor
 
 from d3llm_trt.model.config import Family
 from d3llm_trt.runtime.decoding.blocks import Blocks
+from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.state import NO_PASS, Progress, Settings
 
 
 def plan_window(family: Family, settings: Settings, before: Progress, progress: Progress, blocks: Blocks) -> Progress:
-    """Choose the window of the next pass; ``before`` still has the blocks that were open in the last one."""
+    """Choose the window of MultiBlock's next pass; rows of other algorithms keep theirs.
+
+    ``before`` still has the blocks that were open in the last pass.
+    """
     number = progress.passes + 1
     length = progress.cache_length
     progress = _retire_behind_eos(family, number, before, progress, blocks)
@@ -30,12 +34,13 @@ def plan_window(family: Family, settings: Settings, before: Progress, progress: 
     interval = settings.refresh_interval
     refresh = (interval > 0) & (number % interval.clamp(min=1) == 0)
     reuse = settings.cached & (grows | ~(settling | refresh))
+    mine = settings.algorithm == ALGORITHMS.index("MultiBlock")
     return replace(
         progress,
-        block_cached=block_cached,
-        done_pass=done_pass,
-        window_start=torch.where(reuse, length, 0),
-        cache_length=torch.where(settings.cached & grows, grown, length),
+        block_cached=torch.where(mine[:, None], block_cached, before.block_cached),
+        done_pass=torch.where(mine[:, None], done_pass, before.done_pass),
+        window_start=torch.where(mine, torch.where(reuse, length, 0), before.window_start),
+        cache_length=torch.where(mine & settings.cached & grows, grown, length),
     )
 
 
