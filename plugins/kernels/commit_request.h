@@ -1,0 +1,151 @@
+// One request as the commit kernel sees it: its settings, its rows of the state, and the arithmetic of its blocks.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "d3llm_kernels.h"
+
+#ifdef __CUDACC__
+#define D3LLM_DEVICE __device__ __forceinline__
+#else
+#define D3LLM_DEVICE inline
+#endif
+
+namespace d3llm {
+namespace commit {
+
+constexpr int kNowhere = INT32_MAX;  // a position or block that none has
+constexpr int64_t kNoPass = -1;      // in done_pass
+constexpr int64_t kMasked = 0;       // in commit_steps
+
+enum Algorithm : int { kFullAttnMultiBlock, kEntropyThreshold, kMultiBlock, kLowConfidence };
+enum Family : int { kLlada, kDream };
+
+template <class T>
+D3LLM_DEVICE T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+D3LLM_DEVICE T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+// Block 0 is the prompt. Everybody in a team holds the same copy; scalars of the progress change in it and are stored
+// once, at the end of the step.
+struct Request {
+  int family;
+  int algorithm;
+  int prompt;
+  int length;
+  int block_size;
+  int num_blocks;
+  int64_t mask_id;
+  int64_t eos_id;
+  float threshold;
+  bool by_quota;
+  bool cached;
+  double block_add_threshold;
+  double decoded_token_threshold;
+  int64_t cache_delay;
+  int64_t refresh_interval;
+  int64_t steps_per_block;
+
+  int64_t* canvas;
+  int64_t* commit_steps;
+  uint8_t* candidates;
+  uint8_t* active;
+  uint8_t* block_cached;
+  int64_t* done_pass;
+  int opened;
+  int window_start;
+  int live_length;
+  int cache_length;
+  int64_t opened_pass;
+  int64_t passes;
+  bool done;
+  bool failed;
+
+  D3LLM_DEVICE int end_of(int block) const {
+    return static_cast<int>(smaller<int64_t>(prompt + static_cast<int64_t>(block) * block_size, length));
+  }
+
+  D3LLM_DEVICE int start_of(int block) const { return block == 0 ? 0 : end_of(block - 1); }
+
+  D3LLM_DEVICE int block_at(int position) const {
+    if (position < prompt) return 0;
+    return static_cast<int>(static_cast<uint32_t>(position - prompt) / static_cast<uint32_t>(block_size)) + 1;
+  }
+
+  D3LLM_DEVICE bool masked(int position) const { return canvas[position] == mask_id; }
+
+  // The share of a block that is decoded; in this order in float64, as the published decoders have it.
+  D3LLM_DEVICE double share_of(int block, int masks) const {
+    const int size = end_of(block) - start_of(block);
+    return 1 - static_cast<double>(masks) / static_cast<double>(larger(size, 1));
+  }
+};
+
+D3LLM_DEVICE void read_settings(const d3llm_commit_params& params, int64_t slot, Request& request) {
+  const d3llm_settings& settings = params.settings;
+  request.family = params.family;
+  request.mask_id = params.mask_id;
+  request.algorithm = static_cast<int>(settings.algorithm[slot]);
+  // Clamped so that no slot, not even a free one, leads outside of its row.
+  request.length = static_cast<int>(smaller(larger<int64_t>(settings.length[slot], 0), params.width));
+  request.prompt = static_cast<int>(smaller<int64_t>(larger<int64_t>(settings.prompt_length[slot], 0), request.length));
+  request.block_size = static_cast<int>(smaller<int64_t>(larger<int64_t>(settings.block_size[slot], 1), INT32_MAX));
+  request.num_blocks = static_cast<int>(smaller(larger<int64_t>(settings.num_blocks[slot], 0), params.max_seq_len));
+  request.eos_id = settings.eos_id[slot];
+  request.threshold = settings.threshold[slot];
+  request.by_quota = settings.by_quota[slot] != 0;
+  request.cached = settings.cached[slot] != 0;
+  request.block_add_threshold = settings.block_add_threshold[slot];
+  request.decoded_token_threshold = settings.decoded_token_threshold[slot];
+  request.cache_delay = settings.cache_delay[slot];
+  request.refresh_interval = settings.refresh_interval[slot];
+  request.steps_per_block = settings.steps_per_block[slot];
+}
+
+D3LLM_DEVICE void read_progress(const d3llm_commit_params& params, int64_t slot, Request& request) {
+  const d3llm_progress& progress = params.progress;
+  const int64_t by_position = slot * params.max_seq_len, by_block = slot * (params.max_seq_len + 1);
+  request.canvas = progress.canvas + by_position;
+  request.commit_steps = progress.commit_steps + by_position;
+  request.candidates = progress.candidates + by_position;
+  request.active = progress.active + by_block;
+  request.block_cached = progress.block_cached + by_block;
+  request.done_pass = progress.done_pass + by_block;
+  request.opened = static_cast<int>(progress.opened[slot]);
+  request.window_start = static_cast<int>(progress.window_start[slot]);
+  request.live_length = static_cast<int>(progress.live_length[slot]);
+  request.cache_length = static_cast<int>(progress.cache_length[slot]);
+  request.opened_pass = progress.opened_pass[slot];
+  request.passes = progress.passes[slot];
+  request.done = progress.done[slot] != 0;
+  request.failed = progress.failed[slot] != 0;
+}
+
+D3LLM_DEVICE void store_progress(const d3llm_commit_params& params, int64_t slot, const Request& request) {
+  const d3llm_progress& progress = params.progress;
+  progress.opened[slot] = request.opened;
+  progress.opened_pass[slot] = request.opened_pass;
+  progress.window_start[slot] = request.window_start;
+  progress.live_length[slot] = request.live_length;
+  progress.cache_length[slot] = request.cache_length;
+  progress.passes[slot] = request.passes;
+  progress.done[slot] = request.done;
+  progress.failed[slot] = request.failed;
+}
+
+D3LLM_DEVICE void store_report(int64_t* report, const Request& request, int num_candidates) {
+  report[0] = request.done;
+  report[1] = request.failed;
+  report[2] = request.passes;
+  report[3] = request.live_length - request.window_start;
+  report[4] = num_candidates;
+}
+
+}  // namespace commit
+}  // namespace d3llm
