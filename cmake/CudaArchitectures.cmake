@@ -1,0 +1,37 @@
+# d3llm_cuda_flags(RESULT): -gencode flags for D3LLM_CUDA_ARCHITECTURES, a cubin each and PTX of the newest.
+set(D3LLM_CUDA_ARCHITECTURES "80;86;89;90a;100;120" CACHE STRING
+  "GPUs to compile for, as in 80;86;89;90a;100;120, or native for those of this machine")
+
+function(d3llm_native_architectures result)
+  execute_process(
+    COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+    OUTPUT_VARIABLE capabilities RESULT_VARIABLE status ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "D3LLM_CUDA_ARCHITECTURES is native, but nvidia-smi finds no GPU; name them, as in 80;90a")
+  endif()
+  string(REPLACE "." "" capabilities "${capabilities}")
+  string(REGEX MATCHALL "[0-9]+" architectures "${capabilities}")
+  list(REMOVE_DUPLICATES architectures)
+  list(TRANSFORM architectures REPLACE "^90$" "90a") # wgmma is in 90a only
+  set(${result} ${architectures} PARENT_SCOPE)
+endfunction()
+
+function(d3llm_cuda_flags result)
+  set(architectures ${D3LLM_CUDA_ARCHITECTURES})
+  if(architectures STREQUAL "native")
+    d3llm_native_architectures(architectures)
+  endif()
+  set(flags "")
+  foreach(architecture IN LISTS architectures)
+    if(NOT architecture MATCHES "^[0-9]+[af]?$")
+      message(FATAL_ERROR "D3LLM_CUDA_ARCHITECTURES has ${architecture}; allowed: numbers as in 80;90a, or native")
+    endif()
+    list(APPEND flags "SHELL:-gencode arch=compute_${architecture},code=sm_${architecture}")
+  endforeach()
+  list(GET architectures -1 newest)
+  if(newest MATCHES "^[0-9]+$") # PTX for one GPU alone, as of 90a, runs on no newer one
+    list(APPEND flags "SHELL:-gencode arch=compute_${newest},code=compute_${newest}")
+  endif()
+  message(STATUS "GPU architectures: ${architectures}")
+  set(${result} ${flags} PARENT_SCOPE)
+endfunction()
