@@ -25,3 +25,7 @@ class EngineError(D3llmError, RuntimeError):
 
 class RequestError(D3llmError, ValueError):
     """One request is not acceptable; other requests are not affected."""
+
+
+class PluginError(D3llmError, RuntimeError):
+    """The compiled kernels are missing, of another version, or refused what they were called with."""
