@@ -19,8 +19,8 @@ d3llm_status check_pointers(const d3llm_attention_params& p) {
   const NamedPointer pointers[] = {{"qkv", p.qkv, 16},
                                    {"kv_cache", p.kv_cache, 16},
                                    {"out", p.out, 16},
-                                   {"cos", p.cos, 8},
-                                   {"sin", p.sin, 8},
+                                   {"cos", p.cos, 16},
+                                   {"sin", p.sin, 16},
                                    {"positions", p.positions, 8},
                                    {"cu_window", p.cu_window, 8},
                                    {"kv_lengths", p.kv_lengths, 8},
@@ -39,11 +39,13 @@ d3llm_status check_heads(const d3llm_attention_params& p) {
     return invalid("attention: head_dim is %d; allowed: 32, 64, 128", p.head_dim);
   }
   if (p.num_kv_heads < 1 || p.num_heads < 1 || p.num_heads % p.num_kv_heads != 0 || p.num_heads > 65535) {
-    return invalid("attention: num_heads is %d and num_kv_heads %d; allowed: num_heads up to 65535, a multiple of num_kv_heads",
-                   p.num_heads, p.num_kv_heads);
+    return invalid(
+        "attention: num_heads is %d and num_kv_heads %d; allowed: num_heads up to 65535, a multiple of num_kv_heads",
+        p.num_heads, p.num_kv_heads);
   }
   if (p.dtype != D3LLM_FLOAT16 && p.dtype != D3LLM_BFLOAT16) {
-    return invalid("attention: dtype is %d; allowed: %d (float16), %d (bfloat16)", p.dtype, D3LLM_FLOAT16, D3LLM_BFLOAT16);
+    return invalid("attention: dtype is %d; allowed: %d (float16), %d (bfloat16)", p.dtype, D3LLM_FLOAT16,
+                   D3LLM_BFLOAT16);
   }
   return D3LLM_SUCCESS;
 }

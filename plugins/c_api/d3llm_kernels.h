@@ -1,8 +1,8 @@
 /* Plain C launchers of the d3LLM kernels: device pointers, sizes and a stream in, a status out.
  *
- * Every launcher checks its arguments, enqueues on `stream` (a cudaStream_t) and returns without waiting; none allocates,
- * synchronizes, prints or exits, so all of them may be captured in a CUDA graph. Pointers are device memory unless said
- * otherwise. Set `struct_size` to the size of the struct you compiled against.
+ * Every launcher checks its arguments, enqueues on `stream` (a cudaStream_t) and returns without waiting; none
+ * allocates, synchronizes, prints or exits, so all of them may be captured in a CUDA graph. Pointers are device memory
+ * unless said otherwise. Set `struct_size` to the size of the struct you compiled against.
  */
 #ifndef D3LLM_KERNELS_H
 #define D3LLM_KERNELS_H
@@ -16,11 +16,7 @@
 extern "C" {
 #endif
 
-typedef enum d3llm_status {
-  D3LLM_SUCCESS = 0,
-  D3LLM_INVALID_ARGUMENT = 1,
-  D3LLM_CUDA_ERROR = 2
-} d3llm_status;
+typedef enum d3llm_status { D3LLM_SUCCESS = 0, D3LLM_INVALID_ARGUMENT = 1, D3LLM_CUDA_ERROR = 2 } d3llm_status;
 
 typedef enum d3llm_dtype {
   D3LLM_FLOAT32 = 0,
@@ -37,10 +33,10 @@ D3LLM_API const char* d3llm_last_error(void);
 
 /* Attention of packed windows without a causal mask, over a KV cache.
  *
- * Window b is rows [cu_window[b], cu_window[b + 1]) of qkv; its request lives in slot slots[b] of the cache. Row t stands
- * at the absolute position positions[t] and attends to the cache rows [0, kv_lengths[b]) of its slot. RoPE is half-split
- * and in float32, K is cached after it. Rows behind the last window belong to no request: nothing is cached for them and
- * their output is zero. Rows of one request never see another slot.
+ * Window b is rows [cu_window[b], cu_window[b + 1]) of qkv; its request lives in slot slots[b] of the cache. Row t
+ * stands at the absolute position positions[t] and attends to the cache rows [0, kv_lengths[b]) of its slot. RoPE is
+ * half-split and in float32, K is cached after it. Rows behind the last window belong to no request: nothing is cached
+ * for them and their output is zero. Rows of one request never see another slot.
  *
  *   qkv        [tokens, (num_heads + 2 * num_kv_heads) * head_dim]   query, then key, then value heads
  *   kv_cache   [num_slots, 2, num_kv_heads, max_seq_len, head_dim]   K, V
@@ -48,7 +44,7 @@ D3LLM_API const char* d3llm_last_error(void);
  *   positions  [tokens]    cu_window [batch + 1]    kv_lengths, slots [batch]    cos, sin [max_seq_len, head_dim / 2]
  *
  * dtype (of qkv, kv_cache and out) is float16 or bfloat16; head_dim is 32, 64 or 128; num_heads is a multiple of
- * num_kv_heads; all arrays are contiguous; qkv, kv_cache and out are aligned to 16 bytes.
+ * num_kv_heads; all arrays are contiguous; qkv, kv_cache, out, cos and sin are aligned to 16 bytes.
  */
 typedef struct d3llm_attention_params {
   size_t struct_size;
@@ -134,13 +130,13 @@ typedef struct d3llm_settings {
 } d3llm_settings;
 
 typedef struct d3llm_progress {
-  int64_t* canvas;        /* [num_slots, max_seq_len] */
-  int64_t* commit_steps;  /* [num_slots, max_seq_len] */
-  uint8_t* candidates;    /* [num_slots, max_seq_len] */
-  uint8_t* active;        /* [num_slots, max_seq_len + 1] */
-  uint8_t* block_cached;  /* [num_slots, max_seq_len + 1] */
-  int64_t* done_pass;     /* [num_slots, max_seq_len + 1] */
-  int64_t* opened;        /* this and the rest: [num_slots] */
+  int64_t* canvas;       /* [num_slots, max_seq_len] */
+  int64_t* commit_steps; /* [num_slots, max_seq_len] */
+  uint8_t* candidates;   /* [num_slots, max_seq_len] */
+  uint8_t* active;       /* [num_slots, max_seq_len + 1] */
+  uint8_t* block_cached; /* [num_slots, max_seq_len + 1] */
+  int64_t* done_pass;    /* [num_slots, max_seq_len + 1] */
+  int64_t* opened;       /* this and the rest: [num_slots] */
   int64_t* opened_pass;
   int64_t* window_start;
   int64_t* live_length;
@@ -184,8 +180,8 @@ D3LLM_API d3llm_status d3llm_commit(const d3llm_commit_params* params, void* str
  *   sum = x + residual, rounded to dtype     (x itself where residual is NULL)
  *   out = (sum * rsqrt(mean(sum^2) + eps)), rounded to dtype, times weight
  *
- * x, residual, sum_out, out: [rows, hidden_size] contiguous; weight [hidden_size]. sum_out may be x or residual, or NULL.
- * dtype is float16 or bfloat16. out_dtype is dtype, or FP8: then out is rounded(out / *out_scale), saturated.
+ * x, residual, sum_out, out: [rows, hidden_size] contiguous; weight [hidden_size]. sum_out may be x or residual, or
+ * NULL. dtype is float16 or bfloat16. out_dtype is dtype, or FP8: then out is rounded(out / *out_scale), saturated.
  */
 typedef struct d3llm_rms_norm_params {
   size_t struct_size;

@@ -1,21 +1,21 @@
-// A tile of keys or values in shared memory: its layout, and asynchronous copies into it.
+// A tile of rows in shared memory: its layout, and access to it.
 #pragma once
 
 #include <cstdint>
 
 namespace d3llm {
 
-constexpr int kTileRows = 64;  // query rows of a thread block, and keys of one tile
-constexpr int kThreads = 128;
+constexpr int kQueryRows = 128;     // of a thread block
+constexpr int kQueryThreads = 256;  // that compute: two warpgroups of four warps, 16 query rows a warp
 
 // Rows lie in panels of at most 64 columns, 16-byte chunks of a row permuted by its number. It is the layout that both
 // ldmatrix reads without bank conflicts and wgmma calls the 128-byte swizzle (64-byte for a head of 32).
-template <int kHeadDim>
+template <int kHeadDim, int kKeys>
 struct TileLayout {
   static constexpr int kRowBytes = kHeadDim < 64 ? kHeadDim * 2 : 128;
   static constexpr int kChunks = kRowBytes / 16;
-  static constexpr int kPanelBytes = kTileRows * kRowBytes;
-  static constexpr int kBytes = kTileRows * kHeadDim * 2;
+  static constexpr int kPanelBytes = kKeys * kRowBytes;
+  static constexpr int kBytes = kKeys * kHeadDim * 2;
 
   static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
     const int turn = kRowBytes == 128 ? row & 7 : (row >> 1) & 3;
@@ -27,33 +27,27 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// 16 bytes, or zeros where `present` is false.
-__device__ __forceinline__ void copy_async(uint32_t target, const void* source, bool present) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(present ? 16 : 0));
+__device__ __forceinline__ void store_shared(uint32_t target, const uint4& value) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(value.x), "r"(value.y), "r"(value.z),
+               "r"(value.w)
+               : "memory");
 }
 
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits for this thread's copies, makes them visible to the tensor cores, and meets the other threads.
-__device__ __forceinline__ void finish_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-  __syncthreads();
+__device__ __forceinline__ uint4 load_shared(uint32_t source) {
+  uint4 value;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(source)
+               : "memory");
+  return value;
 }
 
-// Rows [first, first + 64) of `rows[length, head_dim]`; what lies behind its end becomes zero.
-template <typename T, int kHeadDim>
-__device__ __forceinline__ void load_tile(uint32_t tile, const T* rows, int first, int length) {
-  constexpr int kChunks = kHeadDim / 8;
-#pragma unroll
-  for (int step = 0; step < kTileRows * kChunks / kThreads; ++step) {
-    const int index = threadIdx.x + step * kThreads, row = index / kChunks, chunk = index % kChunks;
-    const bool present = first + row < length;
-    const T* source = rows + (present ? static_cast<int64_t>(first + row) * kHeadDim + chunk * 8 : 0);
-    copy_async(tile + TileLayout<kHeadDim>::offset(row, chunk), source, present);
-  }
+// Four 8x8 matrices whose rows the lanes point to, 8 lanes each.
+__device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(row)
+               : "memory");
 }
 
 }  // namespace d3llm

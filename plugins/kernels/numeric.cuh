@@ -44,4 +44,25 @@ __device__ __forceinline__ void rotate(uint32_t& first, uint32_t& second, float2
   second = pack<T>(y.x * cosine.x + x.x * sine.x, y.y * cosine.y + x.y * sine.y);
 }
 
+// Cosine and sine of 8 neighbouring columns.
+struct Angles {
+  float4 cosine[2], sine[2];
+};
+
+__device__ __forceinline__ Angles load_angles(const float* cosine, const float* sine, int64_t at) {
+  const float4* c = reinterpret_cast<const float4*>(cosine + at);
+  const float4* s = reinterpret_cast<const float4*>(sine + at);
+  return {{c[0], c[1]}, {s[0], s[1]}};
+}
+
+// The same for 8 columns.
+template <typename T>
+__device__ __forceinline__ void rotate(uint4& first, uint4& second, const Angles& angles) {
+  const float4 *c = angles.cosine, *s = angles.sine;
+  rotate<T>(first.x, second.x, {c[0].x, c[0].y}, {s[0].x, s[0].y});
+  rotate<T>(first.y, second.y, {c[0].z, c[0].w}, {s[0].z, s[0].w});
+  rotate<T>(first.z, second.z, {c[1].x, c[1].y}, {s[1].x, s[1].y});
+  rotate<T>(first.w, second.w, {c[1].z, c[1].w}, {s[1].z, s[1].w});
+}
+
 }  // namespace d3llm

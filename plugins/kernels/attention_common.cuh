@@ -1,0 +1,232 @@
+// What both attention kernels share: which rows a thread block takes, its queries, the online softmax, its outputs.
+//
+// Fragments: a thread holds rows lane / 4 and lane / 4 + 8 of its warp's 16. Scores and outputs have 4 values for every
+// 8 columns (two neighbouring columns of the first row, two of the second); A fragments have 4 registers for every 16
+// columns. Ampere's mma and Hopper's wgmma agree on both.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "attention_tile.cuh"
+#include "d3llm_kernels.h"
+#include "numeric.cuh"
+
+namespace d3llm {
+
+constexpr unsigned kAllLanes = 0xffffffff;
+
+// Scores to powers of two: log2(e) / sqrt(head_dim).
+template <int kHeadDim>
+constexpr float kSoftmaxScale = 1.4426950408889634f / (kHeadDim == 128  ? 11.313708498984760f
+                                                       : kHeadDim == 64 ? 8.0f
+                                                                        : 5.656854249492381f);
+
+// Up to 128 query rows of one window, or of the rows behind the last window, whose kv_length is 0.
+struct QueryTile {
+  int first_row, end_row;
+  int64_t slot;
+  int kv_length;
+};
+
+__device__ __forceinline__ int inclusive_sum(int value) {
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, value, distance);
+    if (threadIdx.x % 32 >= distance) value += other;
+  }
+  return value;
+}
+
+// All warps find the same tile: the `index`-th, counting the tiles of every window one after the other.
+__device__ __forceinline__ QueryTile find_tile(const d3llm_attention_params& params, int index) {
+  const int lane = threadIdx.x % 32, batch = static_cast<int>(params.batch), tokens = static_cast<int>(params.tokens);
+  for (int base = 0; base <= batch; base += 32) {
+    const int window = base + lane;
+    const bool exists = window < batch;
+    const int start = window <= batch ? static_cast<int>(params.cu_window[window]) : tokens;
+    const int end = exists ? static_cast<int>(params.cu_window[window + 1]) : tokens;
+    const int64_t slot = exists ? params.slots[window] : 0, wanted = exists ? params.kv_lengths[window] : 0;
+    const bool known = slot >= 0 && slot < params.num_slots;
+    const int length = known ? static_cast<int>(min(max(wanted, int64_t{0}), params.max_seq_len)) : 0;
+    const int tiles = end > start ? (end - start + kQueryRows - 1) / kQueryRows : 0;
+    const int through = inclusive_sum(tiles), total = __shfl_sync(kAllLanes, through, 31);
+    if (index < total) {
+      const int owner = __ffs(__ballot_sync(kAllLanes, index < through)) - 1;
+      const int inside = index - __shfl_sync(kAllLanes, through - tiles, owner);
+      const int first = __shfl_sync(kAllLanes, start, owner) + inside * kQueryRows;
+      const int last = min(__shfl_sync(kAllLanes, end, owner), min(first + kQueryRows, tokens));
+      return {first, last, __shfl_sync(kAllLanes, slot, owner), __shfl_sync(kAllLanes, length, owner)};
+    }
+    index -= total;
+  }
+  return {0, 0, 0, 0};
+}
+
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Rotated query rows, into shared memory in the layout of a tile; the first kQueryThreads threads do it.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void stage_queries(uint32_t staging, const d3llm_attention_params& params,
+                                              const QueryTile& tile, int head) {
+  using Layout = TileLayout<kHeadDim, kQueryRows>;
+  constexpr int kPairs = kHeadDim / 16, kSteps = kQueryRows * kPairs / kQueryThreads;
+  const int64_t stride = static_cast<int64_t>(params.num_heads + 2 * params.num_kv_heads) * kHeadDim;
+  const int first_row = threadIdx.x / kPairs, chunk = threadIdx.x % kPairs;
+  int64_t angles[kSteps];
+  uint4 first[kSteps], second[kSteps];
+  // One loop for each load that waits for the one before, so that all rows wait together.
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    // Rows behind the end repeat the last one: nobody reads their outputs.
+    const int row = min(tile.first_row + first_row + step * (kQueryThreads / kPairs), tile.end_row - 1);
+    const T* source = static_cast<const T*>(params.qkv) + row * stride + head * kHeadDim + chunk * 8;
+    first[step] = *reinterpret_cast<const uint4*>(source);
+    second[step] = *reinterpret_cast<const uint4*>(source + kHeadDim / 2);
+    angles[step] = params.positions[row];
+  }
+  Angles table[kSteps];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const int64_t position = min(max(angles[step], int64_t{0}), params.max_seq_len - 1);
+    table[step] = load_angles(params.cos, params.sin, position * (kHeadDim / 2) + chunk * 8);
+  }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    rotate<T>(first[step], second[step], table[step]);
+    const int row = first_row + step * (kQueryThreads / kPairs);
+    store_shared(staging + Layout::offset(row, chunk), first[step]);
+    store_shared(staging + Layout::offset(row, chunk + kPairs), second[step]);
+  }
+}
+
+// Running maximum and sum of a thread's two rows; the sum is the thread's own share until the end.
+struct Softmax {
+  float highest[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0.0f, 0.0f};
+};
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// Scores become exponentials relative to the new maximum; returns by how much older ones shrink.
+template <int kScores>
+__device__ __forceinline__ float2 update_softmax(Softmax& softmax, float (&scores)[kScores], float scale) {
+  float shrink[2];
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {
+    float highest = softmax.highest[part];
+#pragma unroll
+    for (int block = 0; block < kScores / 4; ++block) {
+      highest = fmaxf(highest, fmaxf(scores[block * 4 + part * 2], scores[block * 4 + part * 2 + 1]));
+    }
+    highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, 1));
+    highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, 2));
+    shrink[part] = exp2_fast((softmax.highest[part] - highest) * scale);
+    softmax.highest[part] = highest;
+    const float offset = highest * scale;
+    float sums[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int block = 0; block < kScores / 4; ++block) {
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        float& score = scores[block * 4 + part * 2 + column];
+        score = exp2_fast(fmaf(score, scale, -offset));
+        sums[column] += score;
+      }
+    }
+    softmax.sum[part] = softmax.sum[part] * shrink[part] + (sums[0] + sums[1]);
+  }
+  return {shrink[0], shrink[1]};
+}
+
+// Keys behind the end get no weight.
+template <int kScores>
+__device__ __forceinline__ void hide_keys(float (&scores)[kScores], int present) {
+  const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int index = 0; index < kScores; ++index) {
+    if (index / 4 * 8 + column + index % 2 >= present) scores[index] = -INFINITY;
+  }
+}
+
+// Score fragments as A fragments.
+template <typename T, int kScores>
+__device__ __forceinline__ void pack_probabilities(uint32_t (&probabilities)[kScores / 8][4],
+                                                   const float (&scores)[kScores]) {
+#pragma unroll
+  for (int pair = 0; pair < kScores / 2; ++pair) {
+    probabilities[pair / 4][pair % 4] = pack<T>(scores[pair * 2], scores[pair * 2 + 1]);
+  }
+}
+
+template <int kValues>
+__device__ __forceinline__ void scale_rows(float (&outputs)[kValues], float2 factor) {
+#pragma unroll
+  for (int index = 0; index < kValues; ++index) outputs[index] *= index % 4 < 2 ? factor.x : factor.y;
+}
+
+__device__ __forceinline__ float inverse_of_total(float sum) {
+  sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  sum += __shfl_xor_sync(kAllLanes, sum, 2);
+  return sum == 0.0f ? 0.0f : 1.0f / sum;
+}
+
+// Each warp its own 16 rows, through shared memory so that whole rows are written.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void store_outputs(uint32_t staging, const d3llm_attention_params& params,
+                                              const QueryTile& tile, int head, const float (&outputs)[kHeadDim / 2]) {
+  using Layout = TileLayout<kHeadDim, kQueryRows>;
+  constexpr int kChunks = kHeadDim / 8;
+  const int lane = threadIdx.x % 32, top = threadIdx.x / 32 * 16;
+#pragma unroll
+  for (int pair = 0; pair < kHeadDim / 4; ++pair) {
+    const uint32_t place = Layout::offset(top + lane / 4 + pair % 2 * 8, pair / 2) + lane % 4 * 4;
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(staging + place),
+                 "r"(pack<T>(outputs[pair * 2], outputs[pair * 2 + 1]))
+                 : "memory");
+  }
+  __syncwarp();
+#pragma unroll
+  for (int step = 0; step < 16 * kChunks / 32; ++step) {
+    const int index = lane + step * 32, row = top + index / kChunks, chunk = index % kChunks;
+    if (tile.first_row + row >= tile.end_row) continue;
+    T* target =
+        static_cast<T*>(params.out) + (static_cast<int64_t>(tile.first_row + row) * params.num_heads + head) * kHeadDim;
+    *reinterpret_cast<uint4*>(target + chunk * 8) = load_shared(staging + Layout::offset(row, chunk));
+  }
+}
+
+// A thread block for every tile of query rows and head. `overlapped`: it may start before the launch before has ended.
+template <typename Kernel, typename... Arguments>
+cudaError_t launch_tiles(Kernel kernel, int threads, int shared_bytes, const d3llm_attention_params& params,
+                         bool overlapped, cudaStream_t stream, const Arguments&... arguments) {
+  if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes))
+    return error;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  // Every window may end in a tile of its own, and so may the rows behind the last one.
+  config.gridDim = dim3(static_cast<unsigned>(params.tokens / kQueryRows + params.batch + 1), params.num_heads);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = overlapped ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+}  // namespace d3llm
