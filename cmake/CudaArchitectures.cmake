@@ -32,6 +32,9 @@ function(d3llm_cuda_flags result)
   if(newest MATCHES "^[0-9]+$") # PTX for one GPU alone, as of 90a, runs on no newer one
     list(APPEND flags "SHELL:-gencode arch=compute_${newest},code=compute_${newest}")
   endif()
+  if("90a" IN_LIST architectures)
+    list(APPEND flags -DD3LLM_HOPPER) # the launchers may choose the kernels that only 90a has
+  endif()
   message(STATUS "GPU architectures: ${architectures}")
   set(${result} ${flags} PARENT_SCOPE)
 endfunction()
