@@ -71,6 +71,20 @@ class Progress(ctypes.Structure):
     )
 
 
+class GatherParams(Params):
+    """``d3llm_gather_params``."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("settings", Settings),
+        ("progress", Progress),
+        *_pointers("slots token_ids positions cu_window kv_lengths logit_rows chosen"),
+        *_pointers("entropy_eps temperature seed position number"),
+        *_sizes("batch num_slots max_seq_len width tokens rows"),
+        *_codes("shifted"),
+    ]
+
+
 class CommitParams(Params):
     """``d3llm_commit_params``."""
 
@@ -113,6 +127,7 @@ LAUNCHERS: dict[str, type[Params]] = {
     "attend": AttentionParams,
     "window_attention": AttentionParams,
     "select": SelectParams,
+    "gather": GatherParams,
     "commit": CommitParams,
     "rms_norm": RmsNormParams,
     "silu_mul": SiluMulParams,

@@ -1,37 +1,21 @@
 // C launchers of attention: checks, then the kernels.
 #include "kernels/attention.h"
 
-#include <cinttypes>
-#include <cstdint>
-
-#include "status.h"
+#include "pointers.h"
 
 namespace d3llm {
 namespace {
 
-struct NamedPointer {
-  const char* name;
-  const void* value;
-  unsigned alignment;  // bytes
-};
-
-d3llm_status check_pointers(const d3llm_attention_params& p) {
-  const NamedPointer pointers[] = {{"qkv", p.qkv, 16},
-                                   {"kv_cache", p.kv_cache, 16},
-                                   {"out", p.out, 16},
-                                   {"cos", p.cos, 16},
-                                   {"sin", p.sin, 16},
-                                   {"positions", p.positions, 8},
-                                   {"cu_window", p.cu_window, 8},
-                                   {"kv_lengths", p.kv_lengths, 8},
-                                   {"slots", p.slots, 8}};
-  for (const NamedPointer& pointer : pointers) {
-    if (pointer.value == nullptr) return invalid("attention: %s is NULL", pointer.name);
-    if (reinterpret_cast<uintptr_t>(pointer.value) % pointer.alignment != 0) {
-      return invalid("attention: %s is not aligned to %u bytes", pointer.name, pointer.alignment);
-    }
-  }
-  return D3LLM_SUCCESS;
+d3llm_status check_arrays(const d3llm_attention_params& p) {
+  return check_pointers("attention", {{"qkv", p.qkv, 16},
+                                      {"kv_cache", p.kv_cache, 16},
+                                      {"out", p.out, 16},
+                                      {"cos", p.cos, 16},
+                                      {"sin", p.sin, 16},
+                                      {"positions", p.positions, 8},
+                                      {"cu_window", p.cu_window, 8},
+                                      {"kv_lengths", p.kv_lengths, 8},
+                                      {"slots", p.slots, 8}});
 }
 
 d3llm_status check_heads(const d3llm_attention_params& p) {
@@ -51,28 +35,17 @@ d3llm_status check_heads(const d3llm_attention_params& p) {
 }
 
 d3llm_status check_sizes(const d3llm_attention_params& p) {
-  constexpr int64_t kMost = 1 << 30;
-  if (p.tokens < 0 || p.tokens > kMost) {
-    return invalid("attention: tokens is %" PRId64 "; allowed: 0 to %" PRId64, p.tokens, kMost);
-  }
-  if (p.batch < 0 || p.batch > kMost) {
-    return invalid("attention: batch is %" PRId64 "; allowed: 0 to %" PRId64, p.batch, kMost);
-  }
-  if (p.num_slots < 1) return invalid("attention: num_slots is %" PRId64 "; allowed: 1 or more", p.num_slots);
-  if (p.max_seq_len < 1 || p.max_seq_len > kMost) {
-    return invalid("attention: max_seq_len is %" PRId64 "; allowed: 1 to %" PRId64, p.max_seq_len, kMost);
-  }
-  return D3LLM_SUCCESS;
+  if (auto status = check_size("attention", "tokens", p.tokens, 0, kMostRows)) return status;
+  if (auto status = check_size("attention", "batch", p.batch, 0, kMostRows)) return status;
+  if (auto status = check_size("attention", "num_slots", p.num_slots, 1, kMostRows)) return status;
+  return check_size("attention", "max_seq_len", p.max_seq_len, 1, kMostRows);
 }
 
 d3llm_status check(const d3llm_attention_params* params) {
-  if (params == nullptr) return invalid("attention: params is NULL");
-  if (params->struct_size != sizeof(*params)) {
-    return invalid("attention: struct_size is %zu; this library's is %zu", params->struct_size, sizeof(*params));
-  }
+  if (auto status = check_struct("attention", params)) return status;
   if (auto status = check_sizes(*params)) return status;
   if (auto status = check_heads(*params)) return status;
-  return params->tokens == 0 ? D3LLM_SUCCESS : check_pointers(*params);
+  return params->tokens == 0 ? D3LLM_SUCCESS : check_arrays(*params);
 }
 
 }  // namespace

@@ -146,6 +146,43 @@ typedef struct d3llm_progress {
   uint8_t* failed;
 } d3llm_progress;
 
+/* The packed windows of a step from the decoding state: what the forward pass and select read.
+ *
+ * The windows of slots[batch] follow each other in rows of the forward pass, and so do their candidates; `shifted` says
+ * that row i scores position i + 1 (Dream; the first position of a window takes its own row). tokens and rows are
+ * capacities. What is behind the windows is padding: token 0 at position 0, and chosen = batch * width, scored by row 0
+ * at temperature 0. Slots that do not exist have no rows.
+ *
+ *   token_ids, positions [tokens]    cu_window [batch + 1]    kv_lengths [batch]
+ *   logit_rows, chosen, entropy_eps, temperature, seed, position, number [rows], as select and commit read them
+ */
+typedef struct d3llm_gather_params {
+  size_t struct_size;
+  d3llm_settings settings;
+  d3llm_progress progress;
+  const int64_t* slots;
+  int64_t* token_ids;
+  int64_t* positions;
+  int64_t* cu_window;
+  int64_t* kv_lengths;
+  int64_t* logit_rows;
+  int64_t* chosen;
+  float* entropy_eps;
+  float* temperature;
+  int64_t* seed;
+  int64_t* position;
+  int64_t* number;
+  int64_t batch;
+  int64_t num_slots;
+  int64_t max_seq_len;
+  int64_t width;
+  int64_t tokens;
+  int64_t rows;
+  int32_t shifted;
+} d3llm_gather_params;
+
+D3LLM_API d3llm_status d3llm_gather(const d3llm_gather_params* params, void* stream);
+
 /* All bookkeeping after the select of one step, for every slot in slots[batch]: what each request's algorithm accepts
  * is written, answers end at their EOS, blocks open, and window and candidates of the next pass are chosen.
  *
