@@ -78,11 +78,11 @@ struct Survey {
 // The candidates of the block that a forced pick would be for.
 struct Inside {
   Lowest lowest;
-  int accepted = 0;
+  int certain = 0;
 
   D3LLM_DEVICE void merge(const Inside& other) {
     lowest.merge(other.lowest);
-    accepted |= other.accepted;
+    certain |= other.certain;
   }
 };
 
@@ -161,10 +161,10 @@ D3LLM_DEVICE Survey survey(Team& team, const Request& request, const Candidates&
 }
 
 // The lowest of the first active block with masks, or of the prompt once no generated block waits, if nothing there is
-// accepted: so every pass commits.
+// certain: so every pass commits. If the lowest of all is accepted too and stands there, this is the same position.
 template <class Team>
 D3LLM_DEVICE int forced_pick(
-    Team& team, const Request& request, const Candidates& candidates, const Rule& rule, int waiting, int lowest) {
+    Team& team, const Request& request, const Candidates& candidates, const Rule& rule, int waiting) {
   const int block = waiting == kNowhere ? 0 : waiting;
   Inside mine;
   for (int row = candidates.begin + team.rank(); row < candidates.end; row += team.size()) {
@@ -172,18 +172,16 @@ D3LLM_DEVICE int forced_pick(
     if (request.block_at(position) != block) continue;
     const float entropy = candidates.entropy[row];
     mine.lowest.merge({entropy, position});
-    mine.accepted |= rule.certain(entropy, request.threshold) || position == lowest;
+    mine.certain |= rule.certain(entropy, request.threshold);
   }
   const Inside inside = team.reduce(mine);
-  return inside.accepted ? kNowhere : inside.lowest.pick();
+  return inside.certain ? kNowhere : inside.lowest.pick();
 }
 
 // Tokens of this pass: block size over steps, the remainder one each in the first passes; at least 1.
 D3LLM_DEVICE int64_t quota_of(const Request& request) {
   if (request.steps_per_block <= 0) return 1;
-  const int64_t next = request.prompt + (static_cast<int64_t>(request.opened) - 1) * request.block_size;
-  const int64_t start = smaller<int64_t>(next, request.length - 1);
-  const int64_t size = request.end_of(request.opened) - start;
+  const int64_t size = request.end_of(request.opened) - request.start_of(request.opened);
   const int64_t passes = request.passes - request.opened_pass;
   const int64_t quota = size / request.steps_per_block + (passes < size % request.steps_per_block);
   return larger<int64_t>(quota, 1);
@@ -213,8 +211,7 @@ D3LLM_DEVICE void accept(Team& team, Request& request, const Candidates& candida
   const Survey found = survey(team, request, candidates);
   const Rule rule = rule_of(request);
   const int lowest = rule.lowest ? found.lowest.pick() : kNowhere;
-  const int forced =
-      rule.forced ? forced_pick(team, request, candidates, rule, found.waiting, lowest) : kNowhere;
+  const int forced = rule.forced ? forced_pick(team, request, candidates, rule, found.waiting) : kNowhere;
   const int64_t quota = rule.quota ? quota_of(request) : 0;
   request.passes += 1;
   request.failed |= found.broken != 0;

@@ -53,9 +53,9 @@ class MaskCounts {
  private:
   D3LLM_DEVICE void count(int first) {
     if (counted_ == first) return;
-    counted_ = first;
     int* counts = team_.counts();
-    team_.sync();
+    if (counted_ != kNowhere) team_.sync();
+    counted_ = first;
     for (int i = team_.rank(); i <= team_.size(); i += team_.size()) counts[i] = 0;
     team_.sync();
     const int last = static_cast<int>(
