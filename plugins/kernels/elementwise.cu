@@ -1,0 +1,192 @@
+// Residual + RMSNorm and SiLU x up, each rounded where the tensor code rounds, with FP8 output where asked for.
+#include "kernels/elementwise.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <algorithm>
+
+namespace d3llm {
+namespace {
+
+constexpr int kVector = 8;  // elements of 16 bytes
+
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T rounded_to(float x);
+template <>
+__device__ __forceinline__ __half rounded_to<__half>(float x) { return __float2half_rn(x); }
+template <>
+__device__ __forceinline__ __nv_bfloat16 rounded_to<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+
+template <typename T>
+__device__ __forceinline__ float rounded(float x) { return to_float(rounded_to<T>(x)); }
+
+template <typename T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Pack {
+  T at[kWidth];
+};
+
+template <typename T, int kWidth>
+__device__ __forceinline__ void load(const void* data, int64_t offset, float (&x)[kWidth]) {
+  const auto pack = *reinterpret_cast<const Pack<T, kWidth>*>(static_cast<const T*>(data) + offset);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) x[i] = to_float(pack.at[i]);
+}
+
+template <typename T, int kWidth>
+__device__ __forceinline__ void store(void* data, int64_t offset, const float (&x)[kWidth]) {
+  Pack<T, kWidth> pack;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) pack.at[i] = rounded_to<T>(x[i]);
+  *reinterpret_cast<Pack<T, kWidth>*>(static_cast<T*>(data) + offset) = pack;
+}
+
+template <int kWidth>
+__device__ __forceinline__ void store_fp8(void* data, int64_t offset, const float (&x)[kWidth], float scale) {
+  Pack<uint8_t, kWidth> pack;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) pack.at[i] = __nv_cvt_float_to_fp8(__fdiv_rn(x[i], scale), __NV_SATFINITE, __NV_E4M3);
+  *reinterpret_cast<Pack<uint8_t, kWidth>*>(static_cast<uint8_t*>(data) + offset) = pack;
+}
+
+// x as T, or as FP8 in units of *scale where there is one.
+template <typename T, int kWidth>
+__device__ __forceinline__ void store_result(void* data, int64_t offset, const float (&x)[kWidth], const float* scale) {
+  if (scale == nullptr) {
+    store<T, kWidth>(data, offset, x);
+  } else {
+    store_fp8<kWidth>(data, offset, x, *scale);
+  }
+}
+
+// Every thread gets the sum.
+__device__ float sum_block(float value) {
+  __shared__ float of_warps[32];
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = threadIdx.x % 32 < blockDim.x / 32 ? of_warps[threadIdx.x % 32] : 0.f;
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
+
+template <typename T, int kWidth>
+__device__ __forceinline__ void load_sum(const d3llm_rms_norm_params& p, int64_t offset, float (&x)[kWidth]) {
+  load<T, kWidth>(p.x, offset, x);
+  if (p.residual != nullptr) {
+    float other[kWidth];
+    load<T, kWidth>(p.residual, offset, other);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x[i] = rounded<T>(x[i] + other[i]);
+  }
+  if (p.sum_out != nullptr) store<T, kWidth>(p.sum_out, offset, x);
+}
+
+// One block per row, kPacks packs of kWidth elements per thread.
+template <typename T, int kWidth, int kPacks>
+__global__ void __launch_bounds__(512) rms_norm_kernel(const d3llm_rms_norm_params p) {
+  const int64_t row = blockIdx.x * p.hidden_size;
+  const int stride = blockDim.x * kWidth, start = threadIdx.x * kWidth, hidden = p.hidden_size;
+  float x[kPacks][kWidth];
+  float squares = 0.f;
+#pragma unroll
+  for (int pack = 0; pack < kPacks; ++pack) {
+    const int column = start + pack * stride;
+    if (column >= hidden) break;
+    load_sum<T, kWidth>(p, row + column, x[pack]);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) squares = fmaf(x[pack][i], x[pack][i], squares);
+  }
+  const float factor = rsqrtf(sum_block(squares) / static_cast<float>(hidden) + p.eps);
+#pragma unroll
+  for (int pack = 0; pack < kPacks; ++pack) {
+    const int column = start + pack * stride;
+    if (column >= hidden) break;
+    float weight[kWidth];
+    load<T, kWidth>(p.weight, column, weight);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x[pack][i] = rounded<T>(rounded<T>(x[pack][i] * factor) * weight[i]);
+    store_result<T, kWidth>(p.out, row + column, x[pack], p.out_scale);
+  }
+}
+
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(256) silu_mul_kernel(const d3llm_silu_mul_params p) {
+  const int64_t row = blockIdx.x, column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * kWidth;
+  if (column >= p.intermediate_size) return;
+  float gate[kWidth], up[kWidth];
+  load<T, kWidth>(p.gate_up, 2 * row * p.intermediate_size + column, gate);
+  load<T, kWidth>(p.gate_up, (2 * row + 1) * p.intermediate_size + column, up);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    const float silu = __fdiv_rn(gate[i], 1.f + expf(-gate[i]));
+    gate[i] = rounded<T>(rounded<T>(silu) * up[i]);
+  }
+  store_result<T, kWidth>(p.out, row * p.intermediate_size + column, gate, p.out_scale);
+}
+
+template <typename... Pointers>
+bool vectorizable(int64_t columns, Pointers... pointers) {
+  return columns % kVector == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+template <typename T>
+void rms_norm_vectors(const d3llm_rms_norm_params& params, cudaStream_t stream) {
+  const auto rows = static_cast<unsigned>(params.rows);
+  const int vectors = static_cast<int>(params.hidden_size / kVector);
+  const int per_thread = vectors <= 256 ? 1 : vectors <= 1024 ? 2 : 4;
+  const int threads = (vectors + 32 * per_thread - 1) / (32 * per_thread) * 32;
+  if (per_thread == 1) rms_norm_kernel<T, kVector, 1><<<rows, threads, 0, stream>>>(params);
+  if (per_thread == 2) rms_norm_kernel<T, kVector, 2><<<rows, threads, 0, stream>>>(params);
+  if (per_thread == 4) rms_norm_kernel<T, kVector, 4><<<rows, threads, 0, stream>>>(params);
+}
+
+template <typename T>
+void rms_norm(const d3llm_rms_norm_params& params, cudaStream_t stream) {
+  if (vectorizable(params.hidden_size, params.x, params.residual, params.weight, params.sum_out, params.out)) {
+    return rms_norm_vectors<T>(params, stream);
+  }
+  constexpr int kPacks = kMostHidden / 512;
+  rms_norm_kernel<T, 1, kPacks><<<static_cast<unsigned>(params.rows), 512, 0, stream>>>(params);
+}
+
+template <typename T, int kWidth>
+void silu_mul_width(const d3llm_silu_mul_params& params, cudaStream_t stream) {
+  const int64_t packs = params.intermediate_size / kWidth, threads = std::min<int64_t>(256, (packs + 31) / 32 * 32);
+  const dim3 grid(static_cast<unsigned>(params.rows), static_cast<unsigned>((packs + threads - 1) / threads));
+  silu_mul_kernel<T, kWidth><<<grid, static_cast<unsigned>(threads), 0, stream>>>(params);
+}
+
+template <typename T>
+void silu_mul(const d3llm_silu_mul_params& params, cudaStream_t stream) {
+  if (vectorizable(params.intermediate_size, params.gate_up, params.out)) {
+    return silu_mul_width<T, kVector>(params, stream);
+  }
+  silu_mul_width<T, 1>(params, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_rms_norm(const d3llm_rms_norm_params& params, cudaStream_t stream) {
+  if (params.dtype == D3LLM_FLOAT16) {
+    rms_norm<__half>(params, stream);
+  } else {
+    rms_norm<__nv_bfloat16>(params, stream);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t launch_silu_mul(const d3llm_silu_mul_params& params, cudaStream_t stream) {
+  if (params.dtype == D3LLM_FLOAT16) {
+    silu_mul<__half>(params, stream);
+  } else {
+    silu_mul<__nv_bfloat16>(params, stream);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace d3llm
