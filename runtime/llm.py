@@ -67,7 +67,7 @@ class LLM:
         self.spec = engine.spec
         self.tokenizer = Tokenizer.load(directory)
         self._maker = RequestMaker(engine.spec, self.tokenizer)
-        self._worker = Worker(Scheduler(engine, self.tokenizer))
+        self._worker = Worker(Scheduler(engine, self.tokenizer, cuda_graphs))
         self._numbers = itertools.count()
         self._finalizer = weakref.finalize(self, self._worker.close)
 

@@ -26,11 +26,11 @@ class Scheduler:
     behind it in the queue overtakes it.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, cuda_graphs: str | None = None) -> None:
         self._spec = engine.spec
         self._tokenizer = tokenizer
         self._engine = engine
-        self._decoder = Decoder(engine)
+        self._decoder = Decoder(engine, cuda_graphs)
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, Answer]] = {}
         # Lowest first, so that the slots in use lie close together.

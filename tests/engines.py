@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from golden_cases import GOLDEN
 
 from d3llm_trt import SamplingParams
 from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.runtime.decoding.decoder import Decoder
-from d3llm_trt.runtime.engines.base import Engine, EngineSpec
+from d3llm_trt.runtime.engines.base import Engine, EngineSpec, ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 
 
@@ -21,6 +22,27 @@ def cpu_engine(checkpoint: Path, slots: int, max_seq_len: int = 512) -> TorchEng
     device = torch.device("cpu")
     spec = EngineSpec(opened.config, "torch", torch.float32, device, slots, max_seq_len, slots * max_seq_len)
     return TorchEngine(spec, dict(opened.packed_tensors()))
+
+
+class TableEngine:
+    """Logits from a table on the GPU: only the decoder's own work remains. ``capturable`` steps run by kernels."""
+
+    def __init__(self, slots: int, capturable: bool = False) -> None:
+        config = open_checkpoint(GOLDEN / "dream_tiny").config
+        device = torch.device("cuda")
+        self.spec = EngineSpec(
+            config, "torch", torch.float32, device, slots, 512, slots * 512, graph_capturable=capturable
+        )
+        generator = torch.Generator("cuda").manual_seed(5)
+        self._table = torch.randn(997, config.vocab_size, device=device, generator=generator) * 6
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits by position and token, whatever else is in the batch."""
+        at = (batch.positions * 31 + batch.token_ids * 7) % 997
+        return self._table[at[batch.logit_rows]]
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engines import decode
+from engines import TableEngine, decode
 from golden_cases import GOLDEN, read_cases
 from tiny_models import CHATS, CHECKPOINTS, QUESTIONS
 
@@ -17,7 +17,7 @@ from d3llm_trt.model.config import FAMILIES
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.decoder import Decoder
 from d3llm_trt.runtime.decoding.step import run_step
-from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
+from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.gpu
@@ -42,23 +42,8 @@ def test_golden_tokens_in_one_ragged_batch(model: str) -> None:
         assert answer.canvas[len(case.prompt) :][: case.compared] == case.generated[: case.compared], case.id
 
 
-class TableEngine:
-    """Logits from a table on the GPU: only the decoder's own work remains."""
-
-    def __init__(self) -> None:
-        config = open_checkpoint(GOLDEN / "dream_tiny").config
-        device = torch.device("cuda")
-        self.spec = EngineSpec(config, "torch", torch.float32, device, len(SLOTS), 512, 2048, graph_capturable=True)
-        generator = torch.Generator("cuda").manual_seed(5)
-        self._table = torch.randn(997, config.vocab_size, device=device, generator=generator) * 6
-
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        at = (batch.positions * 31 + batch.token_ids * 7 + batch.kv_lengths.sum()) % 997
-        return self._table[at[batch.logit_rows]]
-
-
 def admitted() -> Decoder:
-    decoder = Decoder(TableEngine())
+    decoder = Decoder(TableEngine(len(SLOTS)))
     for slot, name in enumerate(ALGORITHMS):
         cached = {"cache_delay_iter": 1} if name == "MultiBlock" else {}
         decoding = DecodingConfig(name, block_size=16, early_stop=False, **cached)
@@ -74,14 +59,14 @@ def waiting_is_an_error() -> Iterator[Callable[[], None]]:
 
 
 def test_a_step_never_waits_for_the_gpu(waiting_is_an_error: Callable[[], None]) -> None:
-    decoder, engine = admitted(), TableEngine()
+    decoder, engine = admitted(), TableEngine(len(SLOTS))
     slots, shape = torch.tensor(SLOTS, device="cuda"), decoder.shape(SLOTS)
     waiting_is_an_error()
     assert run_step(engine, decoder.state, slots, shape).shape == (4, 5)
 
 
 def test_a_captured_step_equals_an_eager_one() -> None:
-    engine, eager, captured = TableEngine(), admitted(), admitted()
+    engine, eager, captured = TableEngine(len(SLOTS)), admitted(), admitted()
     slots = torch.tensor(SLOTS, device="cuda")
     roomy = replace(eager.shape(SLOTS), tokens=4 * 64, rows=4 * 56)
     warm = admitted()

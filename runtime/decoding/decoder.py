@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from d3llm_trt.runtime.decoding.state import DecodingState, new_request
 from d3llm_trt.runtime.decoding.step import SlotReport, StepShape, plan_pass, read_report, report, run_step
 from d3llm_trt.runtime.engines.base import Engine
+from d3llm_trt.runtime.graphs import graph_runner
 from d3llm_trt.runtime.sampling_params import SamplingParams
 
 
@@ -25,12 +27,16 @@ class _Occupant:
 
 
 class Decoder:
-    """Requests enter and leave slots between steps; all slots named in a step advance by one pass."""
+    """Requests enter and leave slots between steps; all slots named in a step advance by one pass.
 
-    def __init__(self, engine: Engine) -> None:
+    ``cuda_graphs``: ``all``, ``largest`` or ``off``, by default what the engine and the GPU can.
+    """
+
+    def __init__(self, engine: Engine, cuda_graphs: str | None = None) -> None:
         spec = engine.spec
         self._engine = engine
         self.state = DecodingState.empty(spec.max_batch_size, spec.max_seq_len, spec.device)
+        self._runner = graph_runner(engine, self.state, cuda_graphs)
         self._occupants: dict[int, _Occupant] = {}
         self.reports: dict[int, SlotReport] = {}
 
@@ -40,13 +46,18 @@ class Decoder:
         settings, progress = new_request(config, prompt_token_ids, params)
         # Planned on the host, so that admission does not wait for the device.
         progress = plan_pass(config, (algorithm,), settings, progress)
-        self.state.admit(slot, settings, progress)
+        with self._on_stream():
+            self.state.admit(slot, settings, progress)
         length, blocks = progress.canvas.shape[1], progress.active.shape[1]
         self._occupants[slot] = _Occupant(length, blocks, algorithm, params.temperature > 0)
         self.reports[slot] = read_report(report(progress))[0]
 
     def step(self, slots: Sequence[int]) -> list[SlotReport]:
         """One pass for the requests in ``slots``."""
+        if self._runner is not None:
+            used = [self.reports[slot] for slot in slots]
+            tokens, rows = sum(report.window_tokens for report in used), sum(report.candidates for report in used)
+            return self.note(slots, self._runner.run(slots, tokens, rows))
         where = torch.tensor(slots, device=self._engine.spec.device)
         return self.note(slots, run_step(self._engine, self.state, where, self.shape(slots)))
 
@@ -71,4 +82,9 @@ class Decoder:
     def read(self, slot: int) -> tuple[list[int], list[int]]:
         """The canvas of a slot and the pass that committed each position; waits for the device."""
         progress, length = self.state.progress, self._occupants[slot].length
-        return progress.canvas[slot, :length].tolist(), progress.commit_steps[slot, :length].tolist()
+        with self._on_stream():
+            return progress.canvas[slot, :length].tolist(), progress.commit_steps[slot, :length].tolist()
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        """What touches the state of a runner is queued behind its steps."""
+        return nullcontext() if self._runner is None else torch.cuda.stream(self._runner.stream)

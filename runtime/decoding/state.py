@@ -94,6 +94,12 @@ class DecodingState:
         settings, progress = _any_request()
         return cls(_expanded(settings, slots, max_seq_len, device), _expanded(progress, slots, max_seq_len, device))
 
+    def clone(self) -> DecodingState:
+        """A copy that does not change with this one."""
+        settings = {item.name: getattr(self.settings, item.name).clone() for item in fields(Settings)}
+        progress = {item.name: getattr(self.progress, item.name).clone() for item in fields(Progress)}
+        return DecodingState(Settings(**settings), Progress(**progress))
+
     def take(self, slots: Tensor, width: int, blocks: int) -> tuple[Settings, Progress]:
         """Copies of the rows ``slots[B]``, of the first ``width`` positions and the first ``blocks`` blocks."""
         settings = Settings(**{item.name: getattr(self.settings, item.name)[slots] for item in fields(Settings)})

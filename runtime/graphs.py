@@ -1,0 +1,132 @@
+"""Steps as CUDA graphs: one per bucket, captured at first use, checked once against the step it was made from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from d3llm_trt.runtime.buckets import Buckets, batch_sizes, token_sizes
+from d3llm_trt.runtime.decoding.device_step import Bucket, run_bucket
+from d3llm_trt.runtime.decoding.state import DecodingState, Progress
+from d3llm_trt.runtime.engines.base import Engine
+
+Policy = Literal["all", "largest", "off"]
+BLACKWELL = (10, 0)
+_LOG = logging.getLogger(__name__)
+
+
+def choose_policy(wanted: str | None, capability: tuple[int, int]) -> Policy:
+    """The policy that was asked for, or the default of a GPU: on Blackwell only the largest batch of each size.
+
+    Several captured batch sizes have faulted there.
+    """
+    if wanted is not None:
+        return wanted  # type: ignore[return-value]
+    return "largest" if capability >= BLACKWELL else "all"
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A graph, the entries it reads, and where its report goes on the host."""
+
+    graph: torch.cuda.CUDAGraph
+    slots: Tensor
+    report: Tensor
+
+
+class GraphRunner:
+    """Steps an engine through graphs on a stream of its own; falls back to steps without one, with one warning.
+
+    Args:
+        engine: on a GPU, and able to run inside a captured graph.
+        state: of all its slots; graphs keep its addresses.
+        buckets: sizes to capture.
+        enabled: False runs every step without a graph.
+    """
+
+    def __init__(self, engine: Engine, state: DecodingState, buckets: Buckets, enabled: bool = True) -> None:
+        self._engine, self._state, self._buckets, self._enabled = engine, state, buckets, enabled
+        self._graphs: dict[Bucket, _Captured] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(engine.spec.device)
+
+    @property
+    def captured(self) -> tuple[Bucket, ...]:
+        """The buckets that have a graph."""
+        return tuple(sorted(self._graphs))
+
+    def run(self, slots: Sequence[int], tokens: int, rows: int) -> Tensor:
+        """One pass for the requests in ``slots``; waits for it and returns the report ``[B, 5]`` on the host.
+
+        ``tokens`` and ``rows``: how many rows their windows and candidates need together.
+        """
+        bucket = self._buckets.at_least(len(slots), tokens, rows)
+        entries = torch.full((bucket.batch,), self._engine.spec.max_batch_size)
+        entries[: len(slots)] = torch.tensor(slots)
+        with torch.cuda.stream(self.stream):
+            report = self._step(bucket, entries)
+        self.stream.synchronize()
+        return report[: len(slots)]
+
+    def _step(self, bucket: Bucket, entries: Tensor) -> Tensor:
+        if not self._enabled:
+            return run_bucket(self._engine, self._state, entries.to(self._engine.spec.device), bucket).cpu()
+        captured = self._graphs.get(bucket)
+        if captured is None:
+            return self._first_step(bucket, entries)
+        captured.slots.copy_(entries)
+        captured.graph.replay()
+        return captured.report
+
+    def _first_step(self, bucket: Bucket, entries: Tensor) -> Tensor:
+        """Run the step on a copy of the state, capture it, replay it, and compare."""
+        copy = self._state.clone()
+        slots = entries.to(self._engine.spec.device)
+        expected = run_bucket(self._engine, copy, slots, bucket).cpu()
+        try:
+            captured = self._capture(bucket, slots)
+            captured.graph.replay()
+            self.stream.synchronize()
+        except RuntimeError as error:
+            return self._give_up(copy, expected, f"bucket {bucket} could not be captured: {error}")
+        if not (torch.equal(captured.report, expected) and _same(self._state.progress, copy.progress)):
+            return self._give_up(copy, expected, f"the graph of bucket {bucket} differs from the step it was made from")
+        self._graphs[bucket] = captured
+        return captured.report
+
+    def _capture(self, bucket: Bucket, slots: Tensor) -> _Captured:
+        report = torch.zeros(bucket.batch, 5, dtype=torch.int64).pin_memory()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+            report.copy_(run_bucket(self._engine, self._state, slots, bucket), non_blocking=True)
+        return _Captured(graph, slots, report)
+
+    def _give_up(self, stepped: DecodingState, report: Tensor, reason: str) -> Tensor:
+        """Go on without graphs from a state that was stepped without one."""
+        _LOG.warning("CUDA graphs are off: %s", reason)
+        self._enabled = False
+        self._graphs.clear()
+        for item in fields(Progress):
+            getattr(self._state.progress, item.name).copy_(getattr(stepped.progress, item.name))
+        return report
+
+
+def _same(one: Progress, other: Progress) -> bool:
+    return all(torch.equal(getattr(one, item.name), getattr(other, item.name)) for item in fields(Progress))
+
+
+def graph_runner(engine: Engine, state: DecodingState, cuda_graphs: str | None) -> GraphRunner | None:
+    """A runner for an engine that can be captured; None for one whose steps the host takes part in."""
+    spec = engine.spec
+    if not spec.graph_capturable:
+        return None
+    policy = choose_policy(cuda_graphs, torch.cuda.get_device_capability(spec.device))
+    tokens = spec.token_buckets or token_sizes(spec.max_num_tokens)
+    buckets = Buckets(batch_sizes(spec.max_batch_size), tokens, largest_batch=policy == "largest")
+    return GraphRunner(engine, state, buckets, enabled=policy != "off")

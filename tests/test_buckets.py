@@ -1,0 +1,56 @@
+"""Buckets: which sizes are captured, and which of them a step takes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d3llm_trt.runtime.buckets import Buckets, batch_sizes, efficient_sizes, token_sizes
+from d3llm_trt.runtime.decoding.device_step import Bucket
+from d3llm_trt.runtime.graphs import choose_policy
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
+def test_batches_double_up_to_the_largest(most: int, sizes: tuple[int, ...]) -> None:
+    assert batch_sizes(most) == sizes
+
+
+@given(st.integers(1, 20000))
+def test_token_sizes_ascend_to_what_the_engine_takes(most: int) -> None:
+    sizes = token_sizes(most)
+    assert sizes[-1] == most and list(sizes) == sorted(set(sizes))
+
+
+def test_sizes_that_save_no_time_are_left_out() -> None:
+    times = {8: 1.0, 16: 1.0, 368: 3.1, 376: 2.9, 384: 3.2, 392: 3.21, 512: 4.0}
+    assert efficient_sizes(times) == (16, 376, 392, 512)
+
+
+@given(st.dictionaries(st.integers(1, 4096), st.floats(0.1, 10), min_size=1), st.data())
+def test_no_larger_size_is_much_faster(times: dict[int, float], data: st.DataObject) -> None:
+    sizes = efficient_sizes(times)
+    wanted = data.draw(st.integers(1, max(times)))
+    taken = min(size for size in sizes if size >= wanted)
+    assert times[taken] * 0.97 <= min(time for size, time in times.items() if size >= wanted)
+
+
+@given(st.integers(1, 8), st.integers(1, 4096), st.data())
+def test_a_bucket_holds_the_step(batch: int, tokens: int, data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, tokens))
+    bucket = Buckets(batch_sizes(8), token_sizes(4096)).at_least(batch, tokens, rows)
+    assert bucket.batch >= batch and bucket.tokens >= tokens and bucket.tokens >= bucket.rows >= rows
+
+
+def test_blackwell_takes_the_largest_batch() -> None:
+    assert Buckets((1, 2, 4), (64, 128), largest_batch=True).at_least(1, 65, 3) == Bucket(4, 128, 32)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "policy"),
+    [(None, (9, 0), "all"), (None, (12, 0), "largest"), ("all", (10, 0), "all"), ("off", (9, 0), "off")],
+)
+def test_the_policy_goes_by_the_gpu_unless_it_is_asked_for(
+    wanted: str | None, capability: tuple[int, int], policy: str
+) -> None:
+    assert choose_policy(wanted, capability) == policy
