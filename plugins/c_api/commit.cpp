@@ -15,15 +15,14 @@ struct Field {
 };
 
 constexpr Field kSettings[] = {
-    {"algorithm", 8},           {"prompt_length", 8},           {"length", 8},      {"block_size", 8},
-    {"num_blocks", 8},          {"eos_id", 8},                  {"threshold", 4},   {"by_quota", 1},
-    {"entropy_eps", 4},         {"block_add_threshold", 8},     {"decoded_token_threshold", 8},
-    {"cached", 1},              {"cache_delay", 8},             {"refresh_interval", 8},
-    {"steps_per_block", 8},     {"temperature", 4},             {"seed", 8}};
+    {"algorithm", 8}, {"prompt_length", 8}, {"length", 8}, {"block_size", 8}, {"num_blocks", 8}, {"eos_id", 8},
+    {"threshold", 4}, {"by_quota", 1}, {"entropy_eps", 4}, {"block_add_threshold", 8}, {"decoded_token_threshold", 8},
+    {"cached", 1}, {"cache_delay", 8}, {"refresh_interval", 8}, {"steps_per_block", 8}, {"temperature", 4},
+    {"seed", 8}};
 constexpr Field kProgress[] = {
-    {"canvas", 8}, {"commit_steps", 8}, {"candidates", 1},   {"active", 1},      {"block_cached", 1},
-    {"done_pass", 8}, {"opened", 8},    {"opened_pass", 8},  {"window_start", 8}, {"live_length", 8},
-    {"cache_length", 8}, {"passes", 8}, {"done", 1},         {"failed", 1}};
+    {"canvas", 8}, {"commit_steps", 8}, {"candidates", 1}, {"active", 1}, {"block_cached", 1}, {"done_pass", 8},
+    {"opened", 8}, {"opened_pass", 8}, {"window_start", 8}, {"live_length", 8}, {"cache_length", 8}, {"passes", 8},
+    {"done", 1}, {"failed", 1}};
 
 d3llm_status check_pointer(const Field& field, const void* value) {
   if (value == nullptr) return invalid("commit: %s is NULL", field.name);

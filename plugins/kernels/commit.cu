@@ -80,7 +80,8 @@ class BlockTeam {
   int turn_ = 0;
 };
 
-__global__ void __launch_bounds__(kThreads) commit_kernel(const __grid_constant__ d3llm_commit_params params) {
+// One block is enough for a multiprocessor: without that bound registers are spilled for an occupancy of no use here.
+__global__ void __launch_bounds__(kThreads, 1) commit_kernel(const __grid_constant__ d3llm_commit_params params) {
   __shared__ Shared shared;
   BlockTeam team(shared);
   commit::step(team, params, blockIdx.x);

@@ -106,10 +106,9 @@ struct Search {
   // How many of this member's evenly spaced probes are below the target.
   template <class Team>
   D3LLM_DEVICE int probe(const Team& team, int probes) const {
-    const int step = spacing(probes);
+    const int64_t step = spacing(probes);
     int below = 0;
-    for (int64_t at = static_cast<int64_t>(team.rank()) * step; at < count; at += static_cast<int64_t>(team.size()) * step)
-      below += sorted[first + at] < target;
+    for (int64_t at = team.rank() * step; at < count; at += team.size() * step) below += sorted[first + at] < target;
     return below;
   }
 
@@ -179,12 +178,12 @@ D3LLM_DEVICE int forced_pick(
 }
 
 // Tokens of this pass: block size over steps, the remainder one each in the first passes; at least 1.
-D3LLM_DEVICE int64_t quota_of(const Request& request) {
-  if (request.steps_per_block <= 0) return 1;
-  const int64_t size = request.end_of(request.opened) - request.start_of(request.opened);
+D3LLM_DEVICE int quota_of(const Request& request) {
+  const int steps = request.steps_per_block;
+  if (steps <= 0) return 1;
+  const int size = request.end_of(request.opened) - request.start_of(request.opened);
   const int64_t passes = request.passes - request.opened_pass;
-  const int64_t quota = size / request.steps_per_block + (passes < size % request.steps_per_block);
-  return larger<int64_t>(quota, 1);
+  return larger(size / steps + (passes < size % steps), 1);
 }
 
 // NaN is the most confident, as in torch's sort.
@@ -194,10 +193,10 @@ D3LLM_DEVICE bool more_confident(float a, float b) {
 }
 
 // Whether fewer than `quota` positions come before a candidate's in the stable descending order of confidence.
-D3LLM_DEVICE bool within_quota(const Candidates& candidates, int row, int64_t quota) {
+D3LLM_DEVICE bool within_quota(const Candidates& candidates, int row, int quota) {
   const float mine = candidates.confidence[row];
   // Positions that are no candidates have -inf there, so earlier ones come before a candidate with -inf.
-  int64_t before = mine == -INFINITY ? candidates.position(row) - (row - candidates.begin) : 0;
+  int before = mine == -INFINITY ? candidates.position(row) - (row - candidates.begin) : 0;
   for (int other = candidates.begin; other < candidates.end && before < quota; ++other) {
     const float confidence = candidates.confidence[other];
     before += more_confident(confidence, mine) || (other < row && !more_confident(mine, confidence));
@@ -212,7 +211,7 @@ D3LLM_DEVICE void accept(Team& team, Request& request, const Candidates& candida
   const Rule rule = rule_of(request);
   const int lowest = rule.lowest ? found.lowest.pick() : kNowhere;
   const int forced = rule.forced ? forced_pick(team, request, candidates, rule, found.waiting) : kNowhere;
-  const int64_t quota = rule.quota ? quota_of(request) : 0;
+  const int quota = rule.quota ? quota_of(request) : 0;
   request.passes += 1;
   request.failed |= found.broken != 0;
   for (int row = candidates.begin + team.rank(); row < candidates.end; row += team.size()) {

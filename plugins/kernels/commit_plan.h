@@ -236,7 +236,7 @@ struct Growth {
   }
 };
 
-// Chooses the window of the next pass: every pass writes the K/V of its window, so to cache a block is to start behind it.
+// Chooses the window of the next pass. Every pass writes the K/V of its window: to cache a block is to start behind it.
 template <class Team>
 D3LLM_DEVICE void plan_window(Team& team, Request& request, MaskCounts<Team>& counts, int unfinished) {
   const int young = first_young(team, request, unfinished);
@@ -244,8 +244,8 @@ D3LLM_DEVICE void plan_window(Team& team, Request& request, MaskCounts<Team>& co
   counts.for_each([&](const Block& block) { growth.add(request, block, unfinished, young); });
   growth = team.reduce(growth);
   const bool grows = growth.end > request.cache_length;
-  const int64_t interval = request.refresh_interval;
-  const bool refresh = interval > 0 && (request.passes + 1) % interval == 0;
+  const uint32_t interval = request.refresh_interval, number = static_cast<uint32_t>(request.passes + 1);
+  const bool refresh = interval > 0 && number % interval == 0;
   const bool reuse = request.cached && (grows || !(growth.settling || refresh));
   request.window_start = reuse ? request.cache_length : 0;
   if (request.cached && grows) request.cache_length = growth.end;

@@ -49,8 +49,8 @@ struct Request {
   double block_add_threshold;
   double decoded_token_threshold;
   int64_t cache_delay;
-  int64_t refresh_interval;
-  int64_t steps_per_block;
+  int refresh_interval;
+  int steps_per_block;
 
   int64_t* canvas;
   int64_t* commit_steps;
@@ -104,8 +104,8 @@ D3LLM_DEVICE void read_settings(const d3llm_commit_params& params, int64_t slot,
   request.block_add_threshold = settings.block_add_threshold[slot];
   request.decoded_token_threshold = settings.decoded_token_threshold[slot];
   request.cache_delay = settings.cache_delay[slot];
-  request.refresh_interval = settings.refresh_interval[slot];
-  request.steps_per_block = settings.steps_per_block[slot];
+  request.refresh_interval = static_cast<int>(settings.refresh_interval[slot]);
+  request.steps_per_block = static_cast<int>(settings.steps_per_block[slot]);
 }
 
 D3LLM_DEVICE void read_progress(const d3llm_commit_params& params, int64_t slot, Request& request) {
