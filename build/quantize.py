@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.model.torch_ops import TorchOps, Window
+from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
+from d3llm_trt.plugins.reference import FP8_MAX, to_fp8
 
-FP8_MAX = 448.0  # of float8_e4m3fn
 LENGTH, ROUNDS = 128, 4
 SEED = 0
 
@@ -33,11 +33,6 @@ def quantize_fp8(config: ModelConfig, weights: Mapping[str, Tensor]) -> Fp8Weigh
     weight_scales = {name: _scale(weights[f"{name}.weight"].abs().amax()) for name in linear}
     tensors = {f"{name}.weight": to_fp8(weights[f"{name}.weight"], weight_scales[name]) for name in linear}
     return Fp8Weights(tensors, weight_scales, {name: _scale(peaks[name]) for name in linear})
-
-
-def to_fp8(x: Tensor, scale: Tensor) -> Tensor:
-    """``x / scale`` as the nearest FP8 number; beyond the range the largest one."""
-    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
 def _scale(peak: Tensor) -> Tensor:
@@ -77,7 +72,7 @@ def _observed_pass(
 ) -> Tensor:
     dtype, length = weights["final_norm.weight"].dtype, len(canvas)
     shape = (config.num_layers, 1, 2, config.num_kv_heads, length, config.head_dim)
-    window = Window(0, length, 0, length)
-    ops = _Observer(config, weights, torch.empty(shape, dtype=dtype), torch.arange(length), [window])
+    cache, tables = torch.empty(shape, dtype=dtype), rotary_tables(config, length)
+    ops = _Observer(config, weights, cache, Windows.whole(length), tables)
     ops.peaks = peaks
     return forward(config, ops, canvas, torch.arange(length)).float()

@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.errors import ConfigError, RequestError
-from d3llm_trt.runtime.decoding import select as selecting
+from d3llm_trt.plugins import reference
+from d3llm_trt.plugins.reference import UNIFORM_BITS, SampleKeys, gumbel_noise, gumbel_of_bits
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.decoder import Decoder
-from d3llm_trt.runtime.decoding.select import UNIFORM_BITS, SampleKeys, gumbel_noise, gumbel_of_bits, select
+from d3llm_trt.runtime.decoding.select import select
 from d3llm_trt.runtime.decoding.step import run_step
 from d3llm_trt.runtime.engines.base import ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
@@ -254,7 +255,7 @@ def test_noise_is_finite_for_all_bits() -> None:
 
 
 def test_noise_of_others_never_reaches_a_request_at_temperature_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selecting, "gumbel_noise", lambda keys, vocab: torch.full((len(keys.seed), vocab), torch.inf))
+    monkeypatch.setattr(reference, "gumbel_noise", lambda keys, vocab: torch.full((len(keys.seed), vocab), torch.inf))
     logits = torch.tensor([[0.0, 30.0, 1.0]])
     cold = select(logits, 2, torch.zeros(1), keys(1, temperature=0.0))
     assert int(cold.sampled) == 1

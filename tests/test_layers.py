@@ -15,7 +15,8 @@ TENSORRT = ("tensorrt", "tensorrt_rtx")
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its name."""
-    homes = {"d3llm_trt": "d3llm_trt", "build": "d3llm_trt.build", "runtime": "d3llm_trt.runtime"}
+    rooms = ("build", "plugins", "runtime")
+    homes = {"d3llm_trt": "d3llm_trt", **{room: f"d3llm_trt.{room}" for room in rooms}}
     found = {}
     for folder, package in homes.items():
         for path in (ROOT / folder).rglob("*.py"):
@@ -56,6 +57,9 @@ def test_the_map_of_modules_is_complete() -> None:
     [
         ("d3llm_trt.build", "d3llm_trt.runtime"),
         ("d3llm_trt.runtime", "d3llm_trt.build"),
+        ("d3llm_trt.plugins", "d3llm_trt.model"),
+        ("d3llm_trt.plugins", "d3llm_trt.build"),
+        ("d3llm_trt.plugins", "d3llm_trt.runtime"),
         ("d3llm_trt.model", "d3llm_trt.build"),
         ("d3llm_trt.model", "d3llm_trt.runtime"),
         ("d3llm_trt.build", "d3llm_trt.cli"),

@@ -26,8 +26,7 @@ from d3llm_trt.build.tensorrt.network import BuiltNetwork, build_network
 from d3llm_trt.build.tensorrt.plan import lowered_weights, plan_sizes
 from d3llm_trt.config import TensorRTConfig
 from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.model.torch_ops import TorchOps
-from d3llm_trt.model.torch_ops import Window as TorchWindow
+from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
 from d3llm_trt.runtime.engines.padded import PaddedEngine, Window, plan_runs
@@ -39,24 +38,6 @@ trt = pytest.importorskip("tensorrt_rtx")
 FAMILIES = ("llada", "dream")
 
 
-class ExactOps(TorchOps):
-    """TorchOps all in float64."""
-
-    def rms_norm(self, name: str, x: Tensor) -> Tensor:
-        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self._config.rms_norm_eps)
-        return normed * self._weights[f"{name}.weight"]
-
-    def attention(self, name: str, layer: int, qkv: Tensor) -> Tensor:
-        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
-        packed = qkv.view(-1, heads + 2 * kv_heads, self._config.head_dim)
-        q, k, v = torch.split(packed, [heads, kv_heads, kv_heads], dim=1)
-        return self._attend(layer, self._turned(q), self._turned(k), v).reshape(len(qkv), -1)
-
-    def _turned(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * self._cos + torch.cat((-second, first), dim=-1) * self._sin
-
-
 class ExactEngine:
     """The model in float64: what rounding would hide shows."""
 
@@ -64,14 +45,14 @@ class ExactEngine:
         self._config = config
         self._weights = {name: tensor.double() for name, tensor in weights.items()}
         self._cache = torch.empty(kv_cache_shape(config, slots, 512), dtype=torch.float64)
+        self._tables = rotary_tables(config, 512)
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        return self.run(batch, ExactOps)
+        return self.run(batch, TorchOps)
 
     def run(self, batch: ForwardBatch, kind: type[TorchOps]) -> Tensor:
-        edges = batch.cu_window.tolist()
-        rows = zip(edges, edges[1:], batch.slots.tolist(), batch.kv_lengths.tolist(), strict=False)
-        ops = kind(self._config, self._weights, self._cache, batch.positions, [TorchWindow(*row) for row in rows])
+        windows = Windows(batch.positions, batch.cu_window, batch.kv_lengths, batch.slots)
+        ops = kind(self._config, self._weights, self._cache, windows, self._tables)
         return forward(self._config, ops, batch.token_ids, batch.logit_rows)
 
 
@@ -231,7 +212,7 @@ class FakeQuantEngine(ExactEngine):
     def forward(self, batch: ForwardBatch) -> Tensor:
         packed = self._packed
 
-        class Fp8Ops(ExactOps):
+        class Fp8Ops(TorchOps):
             def linear(self, name: str, x: Tensor) -> Tensor:
                 if name in packed.input_scales:
                     scale = packed.input_scales[name].double()

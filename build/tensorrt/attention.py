@@ -11,7 +11,7 @@ import torch
 from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.errors import BuildError
 from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.model.torch_ops import rotary_angles
+from d3llm_trt.model.torch_ops import rotary_tables
 
 WITHOUT_FUSED_KERNELS = (torch.float32,)
 PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "D3llmBidirectionalAttention", "1", ""
@@ -34,12 +34,6 @@ class Inputs:
     kv_lengths: Any
     slots: Any
     caches: list[tuple[Any, ...]]
-
-
-def rotary_tables(config: ModelConfig, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine ``[positions, d / 2]`` in float32 (spec A.3)."""
-    angles = rotary_angles(config, torch.arange(positions))
-    return angles.cos(), angles.sin()
 
 
 class NativeAttention:

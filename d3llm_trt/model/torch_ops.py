@@ -1,11 +1,8 @@
-"""Ops in torch: the CPU reference, also usable on a GPU.
-
-Weights and KV cache are plain tensors. Attention runs one window at a time, so rows of one request never see
-another request's keys.
-"""
+"""Ops in torch: the CPU reference, and on a GPU our kernels."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,37 +11,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.plugins import ops
+
+RotaryTables = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Window:
-    """One request's rows in a packed batch: rows ``[start, end)`` attend to cache rows ``[0, kv_length)``."""
+class Windows:
+    """The layout of a packed batch, int64: rows ``[cu_window[b], cu_window[b + 1])`` belong to the request in
+    ``slots[b]`` and attend to its cache rows ``[0, kv_lengths[b])``; ``positions[T]`` are absolute.
+    """
 
-    start: int
-    end: int
-    slot: int
-    kv_length: int
+    positions: Tensor
+    cu_window: Tensor
+    kv_lengths: Tensor
+    slots: Tensor
+
+    @classmethod
+    def whole(cls, length: int) -> Windows:
+        """One canvas from its first to its last position, in slot 0."""
+        ends = torch.tensor([0, length])
+        return cls(torch.arange(length), ends, ends[1:], ends[:1])
 
 
-def rotary_angles(config: ModelConfig, positions: Tensor) -> Tensor:
-    """Angles ``[T, head_dim / 2]`` in float32 for absolute ``positions[T]`` (spec A.3)."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
+def rotary_tables(config: ModelConfig, positions: int, device: torch.device | None = None) -> RotaryTables:
+    """Cosine and sine ``[positions, head_dim / 2]`` in float32 (spec A.3)."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     frequencies = 1.0 / (config.rope_theta ** (half / config.head_dim))
-    return positions.to(torch.float32)[:, None] * frequencies
-
-
-def rotary_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine ``[T, 1, head_dim]`` in float32 for absolute ``positions[T]``, half-split."""
-    angles = rotary_angles(config, positions)
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
+    angles = torch.arange(positions, dtype=torch.float32, device=device)[:, None] * frequencies
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half-split rotation of ``x[T, heads, head_dim]`` in float32, cast back to ``x``'s dtype."""
-    full = x.to(torch.float32)
-    first, second = full.chunk(2, dim=-1)
-    return (full * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 class TorchOps:
@@ -54,8 +49,8 @@ class TorchOps:
         config: the network.
         weights: packed weights by name (:meth:`ModelConfig.tensor_shapes`), all of one dtype and device.
         kv_cache: ``[layers, slots, 2, kv_heads, max_seq, head_dim]``, same dtype and device.
-        positions: absolute position of every packed row, ``[T]``.
-        windows: the windows of the batch, in packed order.
+        windows: the windows of the batch.
+        tables: :func:`rotary_tables` for all positions of a slot.
     """
 
     def __init__(
@@ -63,15 +58,16 @@ class TorchOps:
         config: ModelConfig,
         weights: Mapping[str, Tensor],
         kv_cache: Tensor,
-        positions: Tensor,
-        windows: list[Window],
+        windows: Windows,
+        tables: RotaryTables,
     ) -> None:
         self._config = config
         self._weights = weights
         self._kv_cache = kv_cache
-        self._positions = positions
         self._windows = windows
-        self._cos, self._sin = rotary_table(config, positions)
+        self._cos, self._sin = tables
+        self._norm_after = _norms_after_sums(config)
+        self._ahead: tuple[str, Tensor, Tensor] | None = None  # a norm, its input, and its output
 
     def embedding(self, name: str, ids: Tensor) -> Tensor:
         return F.embedding(ids, self._weights[f"{name}.weight"])
@@ -80,39 +76,38 @@ class TorchOps:
         return F.linear(x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
-        full = x.to(torch.float32)
-        normed = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + self._config.rms_norm_eps)
-        return normed.to(x.dtype) * self._weights[f"{name}.weight"]
+        if self._ahead is not None and self._ahead[0] == name and self._ahead[1] is x:
+            return self._ahead[2]
+        normed: Tensor = ops.rms_norm(x, self._weights[f"{name}.weight"], self._config.rms_norm_eps)
+        return normed
 
     def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
+        """Also computes the norm of the sum, where one follows: both take one reading of the rows."""
+        norm = self._norm_after.get(name)
+        if norm is None:
+            return x + y
+        normed, total = ops.add_rms_norm(x, y, self._weights[f"{norm}.weight"], self._config.rms_norm_eps)
+        self._ahead = (norm, total, normed)
+        return total
 
     def attention(self, name: str, layer: int, qkv: Tensor) -> Tensor:
-        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
-        packed = qkv.view(-1, heads + 2 * kv_heads, self._config.head_dim)
-        q, k, v = torch.split(packed, [heads, kv_heads, kv_heads], dim=1)
-        q, k = rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin)
-        return self._attend(layer, q, k, v).reshape(-1, heads * self._config.head_dim)
-
-    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write ``k, v[T, kv_heads, d]`` to the cache, then attend: ``q[T, heads, d]`` -> same shape."""
-        out = torch.zeros_like(q)
-        for window in self._windows:
-            rows = slice(window.start, window.end)
-            cache = self._kv_cache[layer, window.slot]
-            at = self._positions[rows]
-            cache[0].index_copy_(1, at, k[rows].transpose(0, 1))
-            cache[1].index_copy_(1, at, v[rows].transpose(0, 1))
-            keys, values = cache[:, None, :, : window.kv_length]
-            attended = F.scaled_dot_product_attention(
-                q[rows].transpose(0, 1)[None], keys, values, enable_gqa=keys.shape[1] != q.shape[1]
-            )
-            out[rows] = attended[0].transpose(0, 1)
-        return out
+        at = self._windows
+        attended: Tensor = ops.window_attention(
+            qkv, self._kv_cache[layer], at.positions, at.cu_window, at.kv_lengths, at.slots, self._cos, self._sin
+        )
+        return attended
 
     def gated_mlp(self, name: str, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        gated: Tensor = ops.silu_mul(gate_up)
+        return gated
 
     def gather_rows(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]
+
+
+def _norms_after_sums(config: ModelConfig) -> dict[str, str]:
+    """Name of the norm that takes each residual sum; the last sum goes through the choice of rows first."""
+    layers = [f"layers.{layer}" for layer in range(config.num_layers)]
+    norms = {f"{name}.attention.residual": f"{name}.mlp_norm" for name in layers}
+    following = itertools.pairwise(layers)
+    return norms | {f"{name}.mlp.residual": f"{after}.attention_norm" for name, after in following}

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d3llm_trt.model.config import Family, ModelConfig
-from d3llm_trt.model.torch_ops import TorchOps, rotate
+from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
+from d3llm_trt.plugins import reference
 from examples.tiny_d3llm.tokenizer import END, MASKS, PLAIN_TOKENS, SPECIALS, TABLE_ROWS
 
 Weights = dict[str, Tensor]
@@ -68,24 +69,29 @@ def as_deployed(weights: Mapping[str, Tensor]) -> Weights:
 
 
 class TrainingOps(TorchOps):
-    """TorchOps for ``batch`` canvases of equal length, every position attending to every other."""
+    """TorchOps with gradients for ``batch`` canvases of equal length, every position attending to every other."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], batch: int, length: int) -> None:
         device = weights["embedding.weight"].device
-        positions = torch.arange(length, device=device)
-        super().__init__(
-            config=config, weights=weights, kv_cache=torch.empty(0, device=device), positions=positions, windows=[]
-        )
+        tables = rotary_tables(config, length, device)
+        super().__init__(config, weights, torch.empty(0, device=device), Windows.whole(length), tables)
         self._shape = (batch, length)
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], eps=self._config.rms_norm_eps) * self._weights[f"{name}.weight"]
 
+    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def gated_mlp(self, name: str, gate_up: Tensor) -> Tensor:
+        return reference.silu_mul(gate_up)
+
     def attention(self, name: str, layer: int, qkv: Tensor) -> Tensor:
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
         packed = qkv.view(*self._shape, heads + 2 * kv_heads, self._config.head_dim)
         q, k, v = packed.split((heads, kv_heads, kv_heads), dim=2)
-        q, k = rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin)
+        cos, sin = self._cos[:, None], self._sin[:, None]
+        q, k = reference.rotate(q, cos, sin), reference.rotate(k, cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != kv_heads)
         return attended.transpose(1, 2).reshape(len(qkv), -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import REBUILD, WEIGHTS_FILE, Manifest
 from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.model.torch_ops import TorchOps, Window
+from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
+from d3llm_trt.plugins.ops import is_compiled
 from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
 from d3llm_trt.runtime.kv_cache import allocate_kv_cache
 
@@ -22,15 +24,20 @@ class TorchEngine:
     """The Engine protocol over torch tensors.
 
     Args:
-        spec: what it is and can take; its KV cache is allocated here.
+        spec: what it is and can take; its KV cache is allocated here. Where attention runs in our kernel, nothing waits
+            for the GPU, so the engine's own spec says that it can be captured.
         weights: packed weights by name (:meth:`ModelConfig.tensor_shapes`) in the spec's dtype, on its device.
 
     Raises EngineError if the KV cache does not fit the memory.
     """
 
     def __init__(self, spec: EngineSpec, weights: Mapping[str, Tensor]) -> None:
-        self.spec = spec
+        compiled = spec.device.type == "cuda" and is_compiled(
+            "window_attention", spec.dtype, spec.model_config.head_dim
+        )
+        self.spec = replace(spec, graph_capturable=compiled)
         self._weights = weights
+        self._tables = rotary_tables(spec.model_config, spec.max_seq_len, spec.device)
         self.kv_cache = allocate_kv_cache(
             spec.model_config, spec.max_batch_size, spec.max_seq_len, spec.dtype, spec.device
         )
@@ -43,19 +50,14 @@ class TorchEngine:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """See :meth:`Engine.forward`. Reads the window layout on the host, so it cannot be captured."""
+        """See :meth:`Engine.forward`."""
         config = self.spec.model_config
-        ops = TorchOps(config, self._weights, self.kv_cache, batch.positions, _windows(batch))
+        windows = Windows(batch.positions, batch.cu_window, batch.kv_lengths, batch.slots)
+        ops = TorchOps(config, self._weights, self.kv_cache, windows, self._tables)
         return forward(config, ops, batch.token_ids, batch.logit_rows)
 
     def close(self) -> None:
         """Nothing is kept."""
-
-
-def _windows(batch: ForwardBatch) -> list[Window]:
-    edges = batch.cu_window.tolist()
-    rows = zip(edges, edges[1:], batch.slots.tolist(), batch.kv_lengths.tolist(), strict=False)
-    return [Window(*row) for row in rows]
 
 
 def _load_weights(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,309 @@
+"""The kernels as torch ops ``d3llm::...``: CUDA through the C library on the current stream, the CPU by the reference.
+
+None waits for the GPU when its kernel runs, so all may be captured in a CUDA graph; all have meta functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from d3llm_trt.errors import PluginError
+from d3llm_trt.plugins import library, reference
+from d3llm_trt.plugins.c_structs import (
+    DTYPE_CODES,
+    AttentionParams,
+    Params,
+    RmsNormParams,
+    SelectParams,
+    SiluMulParams,
+)
+
+HALF = (torch.float16, torch.bfloat16)
+HEAD_DIMS = (32, 64, 128)
+MOST_HIDDEN = 16384
+
+_library = torch.library.Library("d3llm", "FRAGMENT")
+_library.define(
+    "window_attention(Tensor qkv, Tensor(a!) kv_cache, Tensor positions, Tensor cu_window, Tensor kv_lengths, "
+    "Tensor slots, Tensor cos, Tensor sin) -> Tensor"
+)
+_library.define(
+    "select(Tensor logits, int mask_id, Tensor entropy_eps, Tensor? temperature=None, Tensor? seed=None, "
+    "Tensor? position=None, Tensor? number=None) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define("rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor")
+_library.define(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)"
+)
+_library.define("silu_mul(Tensor gate_up, Tensor? out_scale=None) -> Tensor")
+
+# What to call: as the functions of the same name in reference.py; select takes the fields of SampleKeys.
+window_attention = torch.ops.d3llm.window_attention.default
+select = torch.ops.d3llm.select.default
+rms_norm = torch.ops.d3llm.rms_norm.default
+add_rms_norm = torch.ops.d3llm.add_rms_norm.default
+silu_mul = torch.ops.d3llm.silu_mul.default
+
+
+def is_compiled(op: str, dtype: torch.dtype, width: int = 0) -> bool:
+    """Whether an op runs in its kernel for CUDA tensors, so without waiting for the GPU; else the reference runs there.
+
+    ``width`` is the head_dim of ``window_attention`` and the hidden size of ``rms_norm``.
+    """
+    fits = {"window_attention": width in HEAD_DIMS, "rms_norm": width <= MOST_HIDDEN}.get(op, True)
+    dtypes = (*HALF, torch.float32) if op == "select" else HALF
+    return fits and dtype in dtypes and _have_kernels()
+
+
+@functools.cache
+def _have_kernels() -> bool:
+    if library.available():
+        return True
+    warnings.warn(f"no compiled CUDA kernels: plain torch runs instead, slower; {library.HOW_TO_BUILD}", stacklevel=2)
+    return False
+
+
+def _launch(name: str, params: Params, device: torch.device) -> None:
+    with torch.cuda.device(device):
+        library.load().launch(name, params, torch.cuda.current_stream().cuda_stream)
+
+
+def _pointer(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> int:
+    """Address of what a kernel reads or writes. Raises PluginError on another dtype, shape, device or layout."""
+    if tensor.dtype == dtype and tensor.shape == shape and tensor.device == device and tensor.is_contiguous():
+        return tensor.data_ptr()
+    layout = "contiguous" if tensor.is_contiguous() else "strided"
+    raise PluginError(
+        f"{name} is {layout} {tensor.dtype} {[*tensor.shape]} on {tensor.device}; allowed: contiguous {dtype} "
+        f"{[*shape]} on {device}"
+    )
+
+
+def _code(dtype: torch.dtype) -> int:
+    return DTYPE_CODES[str(dtype).removeprefix("torch.")]
+
+
+def attention_params(
+    qkv: Tensor,
+    kv_cache: Tensor,
+    positions: Tensor,
+    cu_window: Tensor,
+    kv_lengths: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    out: Tensor,
+) -> AttentionParams:
+    """The C struct over these tensors, which must outlive its use. Raises PluginError on a tensor that does not fit."""
+    (num_slots, _, kv_heads, max_seq_len, head_dim), tokens, batch = kv_cache.shape, len(qkv), len(slots)
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    table = (max_seq_len, head_dim // 2)
+
+    def pointer(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+        return _pointer(f"window_attention: {name}", tensor, dtype, shape, qkv.device)
+
+    return AttentionParams(
+        qkv=pointer("qkv", qkv, qkv.dtype, tokens, (heads + 2 * kv_heads) * head_dim),
+        kv_cache=pointer("kv_cache", kv_cache, qkv.dtype, num_slots, 2, kv_heads, max_seq_len, head_dim),
+        out=pointer("out", out, qkv.dtype, tokens, heads * head_dim),
+        positions=pointer("positions", positions, torch.int64, tokens),
+        cu_window=pointer("cu_window", cu_window, torch.int64, batch + 1),
+        kv_lengths=pointer("kv_lengths", kv_lengths, torch.int64, batch),
+        slots=pointer("slots", slots, torch.int64, batch),
+        cos=pointer("cos", cos[:max_seq_len], torch.float32, *table),
+        sin=pointer("sin", sin[:max_seq_len], torch.float32, *table),
+        tokens=tokens,
+        batch=batch,
+        num_slots=num_slots,
+        max_seq_len=max_seq_len,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=_code(qkv.dtype),
+    )
+
+
+def _new_attended(qkv: Tensor, kv_cache: Tensor, *_: Tensor) -> Tensor:
+    return qkv.new_empty(len(qkv), qkv.shape[1] - 2 * kv_cache.shape[2] * kv_cache.shape[4])
+
+
+def _window_attention_cuda(
+    qkv: Tensor,
+    kv_cache: Tensor,
+    positions: Tensor,
+    cu_window: Tensor,
+    kv_lengths: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    layout = (positions, cu_window, kv_lengths, slots, cos, sin)
+    if not is_compiled("window_attention", qkv.dtype, kv_cache.shape[4]):
+        return reference.window_attention(qkv, kv_cache, *layout)
+    qkv, out = qkv.contiguous(), _new_attended(qkv, kv_cache)
+    if len(slots) == 0:
+        return out.zero_()
+    _launch("window_attention", attention_params(qkv, kv_cache, *layout, out), qkv.device)
+    return out
+
+
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None, **__: Tensor | None) -> Four:
+    rows = len(logits)
+    greedy, sampled = (logits.new_empty(rows, dtype=torch.int64) for _ in range(2))
+    entropy, confidence = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    return greedy, sampled, entropy, confidence
+
+
+def _select_cpu(
+    logits: Tensor,
+    mask_id: int,
+    entropy_eps: Tensor,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    position: Tensor | None = None,
+    number: Tensor | None = None,
+) -> Four:
+    keys = None
+    if temperature is not None and seed is not None and position is not None and number is not None:
+        keys = reference.SampleKeys(temperature, seed, position, number)
+    chosen = reference.select(logits, mask_id, entropy_eps, keys)
+    # An op's results are tensors of their own.
+    sampled = chosen.sampled.clone() if chosen.sampled is chosen.greedy else chosen.sampled
+    return chosen.greedy, sampled, chosen.entropy.float(), chosen.confidence.float()
+
+
+def _select_cuda(
+    logits: Tensor,
+    mask_id: int,
+    entropy_eps: Tensor,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    position: Tensor | None = None,
+    number: Tensor | None = None,
+) -> Four:
+    keys = {"temperature": temperature, "seed": seed, "position": position, "number": number}
+    if not is_compiled("select", logits.dtype):
+        return _select_cpu(logits, mask_id, entropy_eps, **keys)
+    rows, vocab = logits.shape
+    if logits.stride(1) != 1 or logits.stride(0) < vocab:
+        logits = logits.contiguous()
+    given = {"entropy_eps": entropy_eps, **{name: key for name, key in keys.items() if key is not None}}
+    dtypes = {name: torch.float32 if name in ("entropy_eps", "temperature") else torch.int64 for name in given}
+    pointers = {
+        name: _pointer(f"select: {name}", tensor, dtypes[name], (rows,), logits.device)
+        for name, tensor in given.items()
+    }
+    greedy, sampled, entropy, confidence = outputs = _new_selected(logits, mask_id, entropy_eps)
+    params = SelectParams(
+        logits=logits.data_ptr(),
+        rows=rows,
+        vocab_size=vocab,
+        row_stride=logits.stride(0) if rows > 1 else vocab,
+        mask_id=mask_id,
+        greedy=greedy.data_ptr(),
+        sampled=sampled.data_ptr(),
+        entropy=entropy.data_ptr(),
+        confidence=confidence.data_ptr(),
+        dtype=_code(logits.dtype),
+        **pointers,
+    )
+    _launch("select", params, logits.device)
+    return outputs
+
+
+def _new_normed(x: Tensor, weight: Tensor, eps: float, out_scale: Tensor | None = None) -> Tensor:
+    return torch.empty_like(x, dtype=_out_dtype(x, out_scale), memory_format=torch.contiguous_format)
+
+
+def _new_added(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, out_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return _new_normed(x, weight, eps, out_scale), torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _out_dtype(x: Tensor, out_scale: Tensor | None) -> torch.dtype:
+    return x.dtype if out_scale is None else torch.float8_e4m3fn
+
+
+def _scale_pointer(name: str, out_scale: Tensor | None, device: torch.device) -> int | None:
+    if out_scale is None:
+        return None
+    return _pointer(f"{name}: out_scale", out_scale.view(-1), torch.float32, (1,), device)
+
+
+def _norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out_scale: Tensor | None, total: Tensor | None
+) -> Tensor:
+    hidden, device = x.shape[-1], x.device
+    x, out = x.contiguous(), _new_normed(x, weight, eps, out_scale)
+    params = RmsNormParams(
+        x=x.data_ptr(),
+        weight=_pointer("rms_norm: weight", weight, x.dtype, (hidden,), device),
+        out=out.data_ptr(),
+        out_scale=_scale_pointer("rms_norm", out_scale, device),
+        rows=x.numel() // hidden,
+        hidden_size=hidden,
+        eps=eps,
+        dtype=_code(x.dtype),
+        out_dtype=_code(out.dtype),
+    )
+    if residual is not None and total is not None:
+        params.residual = _pointer("add_rms_norm: residual", residual, x.dtype, x.shape, device)
+        params.sum_out = total.data_ptr()
+    _launch("rms_norm", params, device)
+    return out
+
+
+def _rms_norm_cuda(x: Tensor, weight: Tensor, eps: float, out_scale: Tensor | None = None) -> Tensor:
+    if not is_compiled("rms_norm", x.dtype, x.shape[-1]):
+        return reference.rms_norm(x, weight, eps, out_scale)
+    return _norm(x, None, weight, eps, out_scale, None)
+
+
+def _add_rms_norm_cuda(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, out_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    if not is_compiled("rms_norm", x.dtype, x.shape[-1]):
+        return reference.add_rms_norm(x, residual, weight, eps, out_scale)
+    total = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _norm(x, residual.contiguous(), weight, eps, out_scale, total), total
+
+
+def _new_gated(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
+    return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2, dtype=_out_dtype(gate_up, out_scale))
+
+
+def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
+    if not is_compiled("silu_mul", gate_up.dtype):
+        return reference.silu_mul(gate_up, out_scale)
+    gate_up, out = gate_up.contiguous(), _new_gated(gate_up, out_scale)
+    params = SiluMulParams(
+        gate_up=gate_up.data_ptr(),
+        out=out.data_ptr(),
+        out_scale=_scale_pointer("silu_mul", out_scale, gate_up.device),
+        rows=gate_up.numel() // gate_up.shape[-1],
+        intermediate_size=out.shape[-1],
+        dtype=_code(gate_up.dtype),
+        out_dtype=_code(out.dtype),
+    )
+    _launch("silu_mul", params, gate_up.device)
+    return out
+
+
+for _name, _cpu, _cuda, _meta in (
+    ("window_attention", reference.window_attention, _window_attention_cuda, _new_attended),
+    ("select", _select_cpu, _select_cuda, _new_selected),
+    ("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed),
+    ("add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added),
+    ("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated),
+):
+    _library.impl(_name, _cpu, "CPU")
+    _library.impl(_name, _cuda, "CUDA")
+    _library.impl(_name, _meta, "Meta")
