@@ -1,4 +1,4 @@
-"""The command line: ``d3llm-trt build | generate | inspect | triton``. Heavy modules load only inside the commands."""
+"""The command line: ``d3llm-trt build | generate | bench | inspect | triton``; heavy modules load in the commands."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 import d3llm_trt
+from d3llm_trt.cli_bench import bench
 from d3llm_trt.cli_build import build
 from d3llm_trt.cli_generate import generate
 from d3llm_trt.cli_triton import triton
@@ -100,6 +101,7 @@ def inspect(path: Path, verify: bool, layers: bool, as_json: bool) -> None:
     print_facts(facts, as_json)
 
 
+cli.add_command(bench)
 cli.add_command(build)
 cli.add_command(generate)
 cli.add_command(triton)

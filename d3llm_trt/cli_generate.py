@@ -130,10 +130,10 @@ def _sampling_params(options: dict[str, Any]) -> SamplingParams:
 
     names = ("max_tokens", "temperature", "seed", "ignore_eos", "end_id")
     stop = options["stop"] or None
-    return SamplingParams(**{name: options[name] for name in names}, stop=stop, decoding=_decoding(options))
+    return SamplingParams(**{name: options[name] for name in names}, stop=stop, decoding=decoding_config(options))
 
 
-def _decoding(options: dict[str, Any]) -> DecodingConfig:
+def decoding_config(options: dict[str, Any]) -> DecodingConfig:
     """The settings file's configuration, or the default one, with the given options on top."""
     file = options["decoding"]
     config = DecodingConfig.from_file(file) if file else DecodingConfig()
@@ -141,7 +141,7 @@ def _decoding(options: dict[str, Any]) -> DecodingConfig:
     changes = {name: options[name] for name in names if options.get(name) is not None}
     if changes.get("threshold") == "none":
         changes["threshold"] = None
-    if options["no_early_stop"]:
+    if options.get("no_early_stop"):
         changes["early_stop"] = False
     return config.with_changes(**changes)
 

@@ -18,6 +18,7 @@ from d3llm_trt.errors import D3llmError, EngineError, RequestError
 from d3llm_trt.manifest import Progress
 from d3llm_trt.progress import build_progress
 from d3llm_trt.runtime.answer import failed_output
+from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.loading import choose_device, load_engine
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request, RequestMaker, Sink
@@ -64,10 +65,20 @@ class LLM:
                 model, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
             )
         engine = load_engine(directory, manifest, device=where, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs)
+        self._start(engine, Tokenizer.load(directory), cuda_graphs)
+
+    @classmethod
+    def over(cls, engine: Engine, tokenizer: Tokenizer | None = None, cuda_graphs: str | None = None) -> LLM:
+        """An LLM over an engine that was made elsewhere; without a tokenizer it takes and gives token ids."""
+        model = cls.__new__(cls)
+        model._start(engine, tokenizer, cuda_graphs)
+        return model
+
+    def _start(self, engine: Engine, tokenizer: Tokenizer | None, cuda_graphs: str | None) -> None:
         self.spec = engine.spec
-        self.tokenizer = Tokenizer.load(directory)
-        self._maker = RequestMaker(engine.spec, self.tokenizer)
-        self._worker = Worker(Scheduler(engine, self.tokenizer, cuda_graphs))
+        self.tokenizer = tokenizer
+        self._maker = RequestMaker(engine.spec, tokenizer)
+        self._worker = Worker(Scheduler(engine, tokenizer, cuda_graphs))
         self._numbers = itertools.count()
         self._finalizer = weakref.finalize(self, self._worker.close)
 

@@ -1,7 +1,7 @@
 // C launchers of attention: checks, then the kernels.
 #include "kernels/attention.h"
 
-#include "pointers.h"
+#include "checks.h"
 
 namespace d3llm {
 namespace {

@@ -8,6 +8,8 @@
 
 namespace d3llm {
 
+constexpr int64_t kMostRows = 1 << 30;
+
 struct NamedPointer {
   const char* name;
   const void* value;

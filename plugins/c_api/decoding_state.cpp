@@ -1,6 +1,6 @@
 #include "decoding_state.h"
 
-#include "pointers.h"
+#include "checks.h"
 
 namespace d3llm {
 

@@ -6,7 +6,6 @@
 namespace d3llm {
 namespace {
 
-constexpr int64_t kMostRows = 1 << 30;
 constexpr int64_t kMostIntermediate = 1 << 23;
 
 d3llm_status check_dtypes(const char* launcher, int32_t dtype, int32_t out_dtype, const float* out_scale) {

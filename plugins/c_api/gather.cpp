@@ -1,8 +1,8 @@
 // C launcher of gather: checks, then the kernel.
 #include "kernels/gather.h"
 
+#include "checks.h"
 #include "decoding_state.h"
-#include "pointers.h"
 
 namespace d3llm {
 namespace {

@@ -7,11 +7,10 @@ namespace d3llm {
 namespace {
 
 constexpr const char* kName = "select";
-constexpr int64_t kMost = 1 << 30;
 
 d3llm_status check_sizes(const d3llm_select_params& p) {
-  if (auto status = check_size(kName, "rows", p.rows, 0, kMost)) return status;
-  if (auto status = check_size(kName, "vocab_size", p.vocab_size, 2, kMost)) return status;
+  if (auto status = check_size(kName, "rows", p.rows, 0, kMostRows)) return status;
+  if (auto status = check_size(kName, "vocab_size", p.vocab_size, 2, kMostRows)) return status;
   if (auto status = check_size(kName, "row_stride", p.row_stride, p.vocab_size, INT64_MAX)) return status;
   return check_size(kName, "mask_id", p.mask_id, 0, p.vocab_size - 1);
 }

@@ -1,0 +1,1 @@
+"""Benchmarks of the runtime on real or random weights."""

@@ -1,0 +1,101 @@
+"""Requests through an LLM, timed: tokens per second, tokens per forward pass, and where a step's time goes."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from d3llm_trt.errors import D3llmError
+from d3llm_trt.runtime.llm import LLM
+from d3llm_trt.runtime.outputs import RequestOutput
+from d3llm_trt.runtime.sampling_params import SamplingParams
+
+# What kernels do, by their names; the first that fits.
+KERNEL_CLASSES = (
+    ("attention", "attend|write_kv|flash|fmha|sdpa"),
+    ("matrix products", "gemm|cutlass|nvjet|xmma|splitk|cublas"),
+    ("norm and activation", "rms_norm|silu"),
+    ("select", "select"),
+    ("commit and gather", "commit|gather_kernel"),
+    ("copies", "memcpy|memset|copy"),
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Medians over repeated runs of one batch; ``seconds`` is wall time from the first request to the last answer."""
+
+    batch_size: int
+    input_len: int
+    output_len: int
+    runs: int
+    seconds: float
+    forward_passes: float
+    tokens_per_second: float
+    tokens_per_forward: float
+    seconds_per_pass: float
+
+
+def measure(
+    llm: LLM, batch_size: int, input_len: int, params: SamplingParams, runs: int, prompt: Sequence[int] | None = None
+) -> Measurement:
+    """Answer ``batch_size`` prompts of ``input_len`` tokens together, ``runs`` times after one for warming up."""
+    ids = list(prompt) if prompt is not None else [5 + index % 1000 for index in range(input_len)]
+    prompts = [{"prompt_token_ids": ids}] * batch_size
+    _answer(llm, prompts, params)
+    timed = [_timed(llm, prompts, params) for _ in range(runs)]
+    seconds = statistics.median(seconds for seconds, _ in timed)
+    tokens = statistics.median(sum(len(output.outputs[0].token_ids) for output in outputs) for _, outputs in timed)
+    passes = statistics.median(max(_passes(output) for output in outputs) for _, outputs in timed)
+    return Measurement(
+        batch_size=batch_size,
+        input_len=len(ids),
+        output_len=params.max_tokens,
+        runs=runs,
+        seconds=seconds,
+        forward_passes=passes,
+        tokens_per_second=tokens / seconds,
+        tokens_per_forward=tokens / batch_size / passes,
+        seconds_per_pass=seconds / passes,
+    )
+
+
+def kernel_seconds(llm: LLM, prompts: int, input_len: int, params: SamplingParams) -> dict[str, float]:
+    """Seconds that the GPU spends in each class of kernels while one batch is answered."""
+    ids = [5 + index % 1000 for index in range(input_len)]
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        _answer(llm, [{"prompt_token_ids": ids}] * prompts, params)
+        torch.cuda.synchronize()
+    seconds: dict[str, float] = {}
+    for event in profile.key_averages():
+        kind = _class_of(event.key)
+        seconds[kind] = seconds.get(kind, 0.0) + event.self_device_time_total / 1e6
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
+def _class_of(kernel: str) -> str:
+    return next((name for name, pattern in KERNEL_CLASSES if re.search(pattern, kernel, re.IGNORECASE)), "other")
+
+
+def _timed(llm: LLM, prompts: list[dict[str, list[int]]], params: SamplingParams) -> tuple[float, list[RequestOutput]]:
+    start = time.perf_counter()
+    outputs = _answer(llm, prompts, params)
+    return time.perf_counter() - start, outputs
+
+
+def _answer(llm: LLM, prompts: list[dict[str, list[int]]], params: SamplingParams) -> list[RequestOutput]:
+    outputs = llm.generate(prompts, params)
+    for output in outputs:
+        if output.error is not None:
+            raise D3llmError(f"a request of the benchmark failed: {output.error}")
+    return outputs
+
+
+def _passes(output: RequestOutput) -> int:
+    return output.metrics.num_forward_passes

@@ -1,0 +1,84 @@
+"""What a user would write today: the same network in plain torch, eager or compiled, for the same step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d3llm_trt.model.config import ModelConfig
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def plain_step(config: ModelConfig, weights: Mapping[str, Tensor]) -> Step:
+    """``(token_ids[B, T], rows[R])`` to entropy, most likely id and its probability ``[R]``, all at full length."""
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        full = x.float()
+        scaled = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + config.rms_norm_eps)
+        return scaled.to(x.dtype) * weights[f"{name}.weight"]
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        first, second = x.float().chunk(2, -1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+
+    def attention(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv = linear(f"{name}.qkv", x).unflatten(-1, (heads + 2 * kv_heads, config.head_dim)).transpose(1, 2)
+        q, k, v = qkv.split((heads, kv_heads, kv_heads), 1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != kv_heads)
+        return linear(f"{name}.output", out.transpose(1, 2).flatten(2))
+
+    def step(token_ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        half = torch.arange(0, config.head_dim, 2, device=token_ids.device, dtype=torch.float32)
+        frequencies = config.rope_theta ** (-half / config.head_dim)
+        angles = torch.arange(token_ids.shape[1], device=token_ids.device)[:, None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        x = F.embedding(token_ids, weights["embedding.weight"])
+        for layer in range(config.num_layers):
+            name = f"layers.{layer}"
+            x = x + attention(f"{name}.attention", norm(f"{name}.attention_norm", x), cos, sin)
+            gate, up = linear(f"{name}.mlp.gate_up", norm(f"{name}.mlp_norm", x)).chunk(2, -1)
+            x = x + linear(f"{name}.mlp.down", F.silu(gate) * up)
+        logits = linear("lm_head", norm("final_norm", x.flatten(0, 1)[rows])).float()
+        p = logits.softmax(-1)
+        confidence, token = p.max(-1)
+        return -(p * (p + 1e-12).log()).sum(-1), token, confidence
+
+    return step
+
+
+@torch.inference_mode()
+def peer_seconds(config: ModelConfig, weights: Mapping[str, Tensor], tokens: int, rows: int) -> dict[str, float]:
+    """Median seconds of one full step of batch 1 in plain torch: eager, and compiled with CUDA graphs."""
+    device = weights["lm_head.weight"].device
+    ids = torch.randint(0, config.vocab_size - 1, (1, tokens), device=device)
+    scored = torch.arange(tokens - rows, tokens, device=device)
+    step = plain_step(config, weights)
+    compiled = torch.compile(step, mode="reduce-overhead")
+    return {
+        "torch, eager": _seconds(lambda: step(ids, scored)),
+        "torch.compile with CUDA graphs": _seconds(lambda: compiled(ids, scored)),
+    }
+
+
+def _seconds(run: Callable[[], object], warm_up: int = 5, runs: int = 15) -> float:
+    for _ in range(warm_up):
+        run()
+    times = []
+    for _ in range(runs):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)

@@ -1,0 +1,45 @@
+"""A scripted acceptance rate for random weights: an engine that makes as many candidates certain as it is told."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
+
+CERTAIN = 1e4  # added to a logit: entropy 0
+TOKEN = 1  # any id that is neither mask nor EOS
+
+
+class SimulatedAcceptance:
+    """The engine's own forward pass, all of it; then the first candidates of every request become certain.
+
+    On average ``tokens_per_forward`` of them each pass. Nothing but the outcome of the acceptance test changes.
+    """
+
+    def __init__(self, engine: Engine, tokens_per_forward: float) -> None:
+        self.spec = engine.spec
+        self._engine = engine
+        self._rate = tokens_per_forward
+        self._passes = torch.zeros((), dtype=torch.float64, device=engine.spec.device)
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """See :meth:`Engine.forward`."""
+        logits = self._engine.forward(batch)
+        before = (self._passes * self._rate).floor()
+        self._passes += 1
+        certain = _rank_in_request(batch) < (self._passes * self._rate).floor() - before
+        logits[:, TOKEN] += certain.to(logits.dtype) * CERTAIN
+        return logits
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        self._engine.close()
+
+
+def _rank_in_request(batch: ForwardBatch) -> Tensor:
+    """How many rows of the same request come before each of ``logit_rows[R]``."""
+    owner = torch.searchsorted(batch.cu_window[1:], batch.logit_rows, right=True)
+    index = torch.arange(len(owner), device=owner.device)
+    starts = torch.nn.functional.pad(owner[1:] != owner[:-1], (1, 0), value=True)
+    return index - torch.where(starts, index, 0).cummax(0).values
