@@ -28,7 +28,8 @@ int field_number(const char* name) {
 bool read_field(const char* layer, const PluginField& field, int32_t* values, bool* given) {
   const int number = field_number(field.name);
   if (number < 0) {
-    log_error(layer, "field %s is unknown; allowed: num_heads, num_kv_heads, head_dim", field.name ? field.name : "NULL");
+    log_error(layer, "field %s is unknown; allowed: num_heads, num_kv_heads, head_dim",
+              field.name == nullptr ? "NULL" : field.name);
     return false;
   }
   if (given[number]) {

@@ -36,8 +36,8 @@ Dims known_extents(const DimsExprs& shape) {
   return known;
 }
 
-d3llm_attention_params kernel_params(const Heads& heads, const PluginTensorDesc* descriptions, const void* const* inputs,
-                                     void* const* outputs) {
+d3llm_attention_params kernel_params(const Heads& heads, const PluginTensorDesc* descriptions,
+                                     const void* const* inputs, void* const* outputs) {
   d3llm_attention_params p{};
   p.struct_size = sizeof(p);
   p.qkv = inputs[kQkv];

@@ -31,8 +31,9 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
   int32_t getAliasedInput(int32_t output) noexcept override { return output == kUpdatedCache ? int{kCache} : -1; }
   int32_t getOutputDataTypes(nvinfer1::DataType* output_types, int32_t outputs, const nvinfer1::DataType* input_types,
                              int32_t inputs) const noexcept override;
-  int32_t getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t num_inputs, const nvinfer1::DimsExprs* shape_inputs,
-                          int32_t num_shape_inputs, nvinfer1::DimsExprs* outputs, int32_t num_outputs,
+  int32_t getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t num_inputs,
+                          const nvinfer1::DimsExprs* shape_inputs, int32_t num_shape_inputs,
+                          nvinfer1::DimsExprs* outputs, int32_t num_outputs,
                           nvinfer1::IExprBuilder& builder) noexcept override;
   bool supportsFormatCombination(int32_t tensor, const nvinfer1::DynamicPluginTensorDesc* descriptions, int32_t inputs,
                                  int32_t outputs) noexcept override;
@@ -43,8 +44,8 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t num_inputs,
                         const nvinfer1::PluginTensorDesc* outputs, int32_t num_outputs) noexcept override;
   int32_t enqueue(const nvinfer1::PluginTensorDesc* input_descriptions,
-                  const nvinfer1::PluginTensorDesc* output_descriptions, const void* const* inputs, void* const* outputs,
-                  void* workspace, cudaStream_t stream) noexcept override;
+                  const nvinfer1::PluginTensorDesc* output_descriptions, const void* const* inputs,
+                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override { return &collection_; }
 
