@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := d3llm_trt build runtime tests examples benchmarks
+SOURCES := d3llm_trt build plugins runtime tests examples benchmarks setup.py
 
-.PHONY: demo test lint format types triton clean help
+.PHONY: demo test lint format types plugins triton clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,15 +20,33 @@ lint: $(READY) types ## style, format and static types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-# The package is spread over three folders, which mypy must see as one tree.
+# The package is spread over four folders, which mypy must see as one tree.
 types: $(READY)
 	rm -rf out/tree && mkdir -p out/tree/d3llm_trt
-	@ln -s $(abspath $(wildcard d3llm_trt/*) build runtime) out/tree/d3llm_trt/
+	@ln -s $(abspath $(wildcard d3llm_trt/*) build plugins runtime) out/tree/d3llm_trt/
 	cd out/tree && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir ../mypy -p d3llm_trt
 
 format: $(READY) ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# What the system lacks comes from PyPI: CMake and Ninja, the CUDA compiler (into a folder of its own, since torch's
+# packages share files with it), and the headers of TensorRT. ARCHITECTURES="80 90a" compiles for fewer GPUs, ARCHITECTURES=native for those of this machine.
+CUDA := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
+  nvidia-cuda-cccl==13.0.85
+HEADERS := kernel-lens==2.0.1
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CMAKE := PATH="$(abspath $(BIN)):$$PATH" cmake
+empty :=
+plugins: $(READY) ## the CUDA kernels, the TensorRT plugin and its test host, into plugins/lib and out/cmake
+	command -v cmake > /dev/null || test -x $(BIN)/cmake || $(PIP) cmake
+	command -v ninja > /dev/null || test -x $(BIN)/ninja || $(PIP) ninja
+	test -n "$$CUDACXX" -o -x /usr/local/cuda/bin/nvcc -o -d out/cuda || command -v nvcc > /dev/null \
+	  || $(PIP) --no-deps --target out/cuda $(CUDA)
+	test -n "$$TensorRT_ROOT" -o -d out/tensorrt/kernel_lens || $(PIP) --no-deps --target out/tensorrt $(HEADERS)
+	$(CMAKE) -S . -B out/cmake -G Ninja -DD3LLM_PYTHON=$(abspath $(BIN))/python \
+	  $(if $(ARCHITECTURES),"-DD3LLM_CUDA_ARCHITECTURES=$(subst $(empty) $(empty),;,$(strip $(ARCHITECTURES)))")
+	$(CMAKE) --build out/cmake
 
 # The server comes from a wheel. Its Python backend garbles strings with numpy 2, so it gets an environment of its own,
 # with an older numpy before everything that is in .venv.
@@ -44,11 +62,11 @@ $(TRITON)/.ready: $(READY)
 	touch $@
 
 clean: ## remove everything that is made here
-	rm -rf $(VENV) out *.egg-info
+	rm -rf $(VENV) out plugins/lib *.egg-info
 
 $(READY): requirements-test.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; set PYTHON")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	D3LLM_TRT_PLUGINS=off $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -1,5 +1,5 @@
 # Sets CMAKE_CUDA_COMPILER before the language is enabled: CUDACXX, PATH, /usr/local/cuda, or the compiler from PyPI
-# (nvidia-cuda-nvcc and what it needs) in the site-packages of D3LLM_PYTHON.
+# (nvidia-cuda-nvcc and what it needs) in the site-packages of D3LLM_PYTHON, or in out/cuda (by `make plugins`).
 find_program(D3LLM_PYTHON NAMES python3 python DOC "Python whose site-packages are searched for nvcc and for headers")
 set(D3LLM_SITE_PACKAGES "")
 if(D3LLM_PYTHON)
@@ -9,7 +9,7 @@ if(D3LLM_PYTHON)
 endif()
 
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
-  file(GLOB pypi_toolkits ${D3LLM_SITE_PACKAGES}/nvidia/cu[0-9]*)
+  file(GLOB pypi_toolkits ${D3LLM_SITE_PACKAGES}/nvidia/cu[0-9]* ${CMAKE_SOURCE_DIR}/out/cuda/nvidia/cu[0-9]*)
   list(TRANSFORM pypi_toolkits APPEND /bin OUTPUT_VARIABLE pypi_folders)
   find_program(D3LLM_NVCC nvcc PATHS /usr/local/cuda/bin ${pypi_folders})
   if(NOT D3LLM_NVCC)

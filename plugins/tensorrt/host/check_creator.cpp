@@ -73,7 +73,8 @@ void check_creator(Library& library, Logger& logger, Report& report) {
   for (int i = 0; i < 3; ++i) {
     const PluginField& field = fields->fields[i];
     const bool named = std::strcmp(field.name, names[i]) == 0;
-    report.check(named && field.type == PluginFieldType::kINT32 && field.length == 1, std::string("the field ") + names[i] + " is one int32");
+    report.check(named && field.type == PluginFieldType::kINT32 && field.length == 1,
+                 std::string("the field ") + names[i] + " is one int32");
   }
   report.check(logger.take().empty(), "nothing was logged so far");
 }

@@ -1,0 +1,75 @@
+"""Builds the CUDA libraries into the package where there is a compiler; everything else is in pyproject.toml.
+
+``D3LLM_TRT_PLUGINS``: ``auto`` (the default: if nvcc is found), ``on`` or ``off``. ``D3LLM_CUDA_ARCHITECTURES``: as for
+CMake, ``native`` for the GPUs of this machine. ``TensorRT_ROOT``: where the headers of TensorRT are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def wanted() -> bool:
+    """Whether the libraries are built."""
+    choice = os.environ.get("D3LLM_TRT_PLUGINS", "auto")
+    if choice not in ("auto", "on", "off"):
+        sys.exit(f"D3LLM_TRT_PLUGINS is {choice!r}; allowed: auto, on, off")
+    return choice == "on" or (choice == "auto" and has_nvcc())
+
+
+def has_nvcc() -> bool:
+    """Whether CMake will find a compiler: see cmake/FindNvcc.cmake."""
+    pypi = Path(sysconfig.get_path("purelib")).glob("nvidia/cu[0-9]*/bin/nvcc")
+    named = "CUDACXX" in os.environ or shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()
+    return bool(named or list(pypi))
+
+
+def build_libraries(target: Path) -> None:
+    """Configure and build with CMake; the libraries go to ``target``."""
+    folder = ROOT / "out" / "cmake-wheel"
+    options = [f"-DD3LLM_LIBRARY_DIR={target}", f"-DD3LLM_PYTHON={sys.executable}"]
+    if architectures := os.environ.get("D3LLM_CUDA_ARCHITECTURES"):
+        options.append(f"-DD3LLM_CUDA_ARCHITECTURES={architectures}")
+    try:
+        subprocess.run(["cmake", "-S", ROOT, "-B", folder, *options], check=True)
+        subprocess.run(["cmake", "--build", folder, "--parallel", str(os.cpu_count())], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"the CUDA libraries were not built: {error}; D3LLM_TRT_PLUGINS=off installs without them")
+
+
+class BuildWithLibraries(build_py):
+    """Python files, then the libraries beside them: in the wheel, or in the source tree for an editable install."""
+
+    def run(self) -> None:
+        super().run()
+        staged = Path(self.build_lib).resolve() / "d3llm_trt" / "plugins" / "lib"
+        shutil.rmtree(staged, ignore_errors=True)  # an earlier build's
+        if wanted():
+            build_libraries(ROOT / "plugins" / "lib" if self.editable_mode else staged)
+
+
+class PlatformWheel(bdist_wheel):
+    """With libraries a wheel is for this platform, though for any Python: they are loaded through ctypes."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = not wanted()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        tag = super().get_tag()
+        return tag if self.root_is_pure else ("py3", "none", tag[2])
+
+
+needed = ["cmake>=3.22"] if wanted() and shutil.which("cmake") is None else []
+setup(cmdclass={"build_py": BuildWithLibraries, "bdist_wheel": PlatformWheel}, setup_requires=needed)
