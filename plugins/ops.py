@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ HALF = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 128)
 MOST_HIDDEN = 16384
 
-_library = torch.library.Library("d3llm", "FRAGMENT")
+_new_library: Any = torch.library.Library  # torch does not type it
+_library = _new_library("d3llm", "FRAGMENT")
 _library.define(
     "window_attention(Tensor qkv, Tensor(a!) kv_cache, Tensor positions, Tensor cu_window, Tensor kv_lengths, "
     "Tensor slots, Tensor cos, Tensor sin) -> Tensor"

@@ -39,7 +39,8 @@ def window_attention(
     """
     kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    q, k, v = qkv.view(len(qkv), heads + 2 * kv_heads, head_dim).split([heads, kv_heads, kv_heads], dim=1)
+    packed = qkv.view(len(qkv), heads + 2 * kv_heads, head_dim)
+    q, k, v = torch.split(packed, [heads, kv_heads, kv_heads], dim=1)
     cos, sin = cos[positions][:, None], sin[positions][:, None]
     q, k, out = rotate(q, cos, sin), rotate(k, cos, sin), torch.zeros_like(q)
     for rows, slot, length in _windows(cu_window, kv_lengths, slots):

@@ -86,6 +86,8 @@ class TorchOps:
         norm = self._norm_after.get(name)
         if norm is None:
             return x + y
+        normed: Tensor
+        total: Tensor
         normed, total = ops.add_rms_norm(x, y, self._weights[f"{norm}.weight"], self._config.rms_norm_eps)
         self._ahead = (norm, total, normed)
         return total
