@@ -17,13 +17,14 @@ from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import check_target, publish
 from d3llm_trt.build.weights_file import header_bytes, open_weights, write_weights
 from d3llm_trt.config import BuildConfig
-from d3llm_trt.errors import BuildError, EngineError
+from d3llm_trt.errors import BuildError, EngineError, PluginError
 from d3llm_trt.manifest import (
     FORMAT_VERSION,
     PLAN_FILE,
     WEIGHTS_FILE,
     FileFacts,
     Manifest,
+    PluginFacts,
     Progress,
     file_facts,
     load_manifest,
@@ -31,6 +32,7 @@ from d3llm_trt.manifest import (
     write_manifest,
 )
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
 from d3llm_trt.tensorrt_module import load_tensorrt
 
 SPARE_BYTES = 64 << 20
@@ -81,6 +83,18 @@ def _check_place(checkpoint: Checkpoint, target: Path, settings: BuildConfig, ov
         raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
     if settings.backend != "torch":
         load_tensorrt(settings.backend)
+    _plugin_facts(settings)
+
+
+def _plugin_facts(settings: BuildConfig) -> PluginFacts | None:
+    """Which build of the plugin library the plan will need, if any. Raises BuildError if it is missing."""
+    if settings.tensorrt is None or settings.tensorrt.attention != "plugin":
+        return None
+    try:
+        library = find_plugin_library()
+    except PluginError as error:
+        raise BuildError(f"attention is 'plugin', which needs its library: {error}; or choose native") from error
+    return PluginFacts(library.version, library.sha256)
 
 
 def _resolved(checkpoint: Checkpoint, build_config: BuildConfig | None) -> BuildConfig:
@@ -132,6 +146,7 @@ def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: 
         checkpoint_fingerprint=checkpoint.fingerprint,
         files=files,
         compute_capabilities=capabilities,
+        plugin=_plugin_facts(settings),
     )
     write_manifest(path, manifest)
 

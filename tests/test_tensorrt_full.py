@@ -40,7 +40,11 @@ class ConfigDouble:
 
 def test_every_option_reaches_the_builder() -> None:
     module = SimpleNamespace(
-        ProfilingVerbosity=Names(), MemoryPoolType=Names(), BuilderFlag=Names(), HardwareCompatibilityLevel=Names()
+        ProfilingVerbosity=Names(),
+        MemoryPoolType=Names(),
+        BuilderFlag=Names(),
+        PreviewFeature=Names(),
+        HardwareCompatibilityLevel=Names(),
     )
     config = ConfigDouble()
     options = TensorRTConfig(
@@ -62,6 +66,7 @@ def test_every_option_reaches_the_builder() -> None:
         ("set_flag", "WEIGHT_STREAMING"),
         ("set_flag", "STRIP_PLAN"),
         ("set_flag", "REFIT_IDENTICAL"),
+        ("set_preview_feature", "ALIASED_PLUGIN_IO_10_03", True),
         ("hardware_compatibility_level", "AMPERE_PLUS"),
     ]
 
@@ -135,7 +140,8 @@ def test_the_plugin_gets_its_fields_and_inputs_in_order() -> None:
     assert attention.updated == [("output 1",)]
 
 
-def test_a_plugin_library_that_is_not_loaded_is_said() -> None:
+def test_a_plugin_library_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("D3LLM_TRT_LIBRARY", str(tmp_path))
     inputs = Inputs("positions", "cu_window", "kv_lengths", "slots", [])
-    with pytest.raises(BuildError, match="the plugin D3llmBidirectionalAttention 1 is not loaded"):
+    with pytest.raises(BuildError, match=r"attention is 'plugin', which needs its library: no libd3llm_tensorrt.so"):
         PluginAttention(Lowering(plugin_module(), NetworkDouble(None)), MODEL, inputs, 64)

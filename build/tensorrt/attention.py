@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from d3llm_trt.build.tensorrt.lowering import Lowering
-from d3llm_trt.errors import BuildError
+from d3llm_trt.errors import BuildError, PluginError
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.torch_ops import rotary_tables
+from d3llm_trt.plugins.tensorrt_plugin import NAME, load_plugin
 
 WITHOUT_FUSED_KERNELS = (torch.float32,)
-PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "D3llmBidirectionalAttention", "1", ""
 
 
 class Attention(Protocol):
@@ -131,11 +131,10 @@ class PluginAttention:
         self.updated: list[tuple[Any]] = []
 
     def _find_creator(self) -> Any:
-        registry = self._low.network.builder.get_plugin_registry()
-        creator = registry.get_creator(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
-        if creator is None:
-            raise BuildError(f"the plugin {PLUGIN_NAME} {PLUGIN_VERSION} is not loaded; build the plugin library first")
-        return creator
+        try:
+            return load_plugin(self._low.network.builder.get_plugin_registry())
+        except PluginError as error:
+            raise BuildError(f"attention is 'plugin', which needs its library: {error}") from error
 
     def lower(self, name: str, layer: int, qkv: Any) -> Any:
         """See :class:`Attention`."""
@@ -143,7 +142,7 @@ class PluginAttention:
         tensors = [qkv, *inputs.caches[layer], inputs.positions, inputs.window, inputs.kv_lengths, inputs.slots]
         plugin = self._creator.create_plugin(name, self._fields(), self._low.trt.TensorRTPhase.BUILD)
         if plugin is None:
-            raise BuildError(f"the plugin {PLUGIN_NAME} refused the fields of {name}; see its messages")
+            raise BuildError(f"the plugin {NAME} refused the fields of {name}; see its messages")
         made = self._low.layer(name, self._low.network.add_plugin_v3([*tensors, *self._tables], [], plugin))
         self.updated.append((made.get_output(1),))
         return made.get_output(0)

@@ -102,6 +102,9 @@ def _set_options(trt: Any, config: Any, options: TensorRTConfig) -> None:
     ):
         for flag in flags if wanted else ():
             config.set_flag(getattr(trt.BuilderFlag, flag))
+    if options.attention == "plugin":
+        # The plugin writes the window's K and V into the cache it was given.
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.compute_capabilities is not None:

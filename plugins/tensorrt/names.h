@@ -1,4 +1,4 @@
-// What the plugin and its fields are called; build/tensorrt/attention.py uses the same names.
+// What the plugin and its fields are called; plugins/tensorrt_plugin.py and build/tensorrt/attention.py say the same.
 #pragma once
 
 namespace d3llm {

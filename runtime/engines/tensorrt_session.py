@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d3llm_trt.errors import EngineError
-from d3llm_trt.manifest import PLAN_FILE, REBUILD, WEIGHTS_FILE, Manifest
+from d3llm_trt.errors import EngineError, PluginError
+from d3llm_trt.manifest import PLAN_FILE, REBUILD, WEIGHTS_FILE, Manifest, PluginFacts
 from d3llm_trt.paths import replace_file
+from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library, load_plugin
 
 ALIGNMENT = 256
 
@@ -26,6 +27,8 @@ def open_plan(trt: Any, directory: Path, manifest: Manifest, device: torch.devic
     """The engine of a verified directory, refitted if its plan has no weights. Raises EngineError with what to do."""
     check_fits(trt.__version__, torch.cuda.get_device_capability(device), manifest)
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    if manifest.plugin is not None:
+        load_checked_plugin(runtime.get_plugin_registry(), manifest.plugin)
     options = manifest.build_config.tensorrt
     assert options is not None
     if options.version_compatible:
@@ -58,6 +61,24 @@ def check_fits(version: str, capability: tuple[int, int], manifest: Manifest) ->
         raise EngineError(
             f"the plan is for compute capabilities {listed}, and this GPU has {here}; {REBUILD} for {here}"
         )
+
+
+def load_checked_plugin(registry: Any, wanted: PluginFacts) -> None:
+    """Load the plugin library for a plan. Raises EngineError unless its version is that of the build.
+
+    Another build of that version, say for other GPUs, is taken with a warning.
+    """
+    try:
+        library = find_plugin_library()
+        if library.version != wanted.version:
+            raise EngineError(
+                f"the plan needs plugin library {wanted.version}, and {library.path} is {library.version}; {REBUILD}"
+            )
+        if library.sha256 != wanted.sha256:
+            warnings.warn(f"{library.path} is another build of the plugin library than the plan's", stacklevel=2)
+        load_plugin(registry)
+    except PluginError as error:
+        raise EngineError(f"the plan needs plugin library {wanted.version}: {error}") from error
 
 
 def _numbers(version: str) -> tuple[int, ...]:
