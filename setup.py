@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -59,17 +59,23 @@ class BuildWithLibraries(build_py):
             build_libraries(ROOT / "plugins" / "lib" if self.editable_mode else staged)
 
 
-class PlatformWheel(bdist_wheel):
-    """With libraries a wheel is for this platform, though for any Python: they are loaded through ctypes."""
+class Package(Distribution):
+    """With libraries it is for one platform."""
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = not wanted()
+    def has_ext_modules(self) -> bool:
+        return wanted()
+
+
+class AnyPythonWheel(bdist_wheel):
+    """A wheel with libraries is for any Python: they are loaded through ctypes."""
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()
         return tag if self.root_is_pure else ("py3", "none", tag[2])
 
 
-needed = ["cmake>=3.22"] if wanted() and shutil.which("cmake") is None else []
-setup(cmdclass={"build_py": BuildWithLibraries, "bdist_wheel": PlatformWheel}, setup_requires=needed)
+setup(
+    distclass=Package,
+    cmdclass={"build_py": BuildWithLibraries, "bdist_wheel": AnyPythonWheel},
+    setup_requires=["cmake>=3.22"] if wanted() and shutil.which("cmake") is None else [],
+)
