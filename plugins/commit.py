@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from d3llm_trt.errors import PluginError
-from d3llm_trt.plugins import library
 from d3llm_trt.plugins.c_structs import CommitParams, Progress, Settings
+from d3llm_trt.plugins.tensors import address, launch
 
 FAMILY_CODES = {"llada": 0, "dream": 1}
 SETTINGS = tuple(name for name, _ in Settings._fields_)
@@ -78,8 +77,8 @@ def commit_params(
     }
 
     def pointer(name: str, tensor: Tensor) -> int:
-        _check(name, tensor, shapes.get(name, (num_slots,)), slots.device)
-        return tensor.data_ptr()
+        shape = shapes.get(name, (num_slots,))
+        return address(f"commit: {name}", tensor, _DTYPES.get(name, torch.int64), shape, slots.device)
 
     return CommitParams(
         settings=Settings(*map(pointer, SETTINGS, settings)),
@@ -95,17 +94,6 @@ def commit_params(
         rows=len(chosen),
         mask_id=mask_id,
         family=family,
-    )
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    dtype = _DTYPES.get(name, torch.int64)
-    if tensor.dtype == dtype and tensor.shape == shape and tensor.device == device and tensor.is_contiguous():
-        return
-    layout = "contiguous" if tensor.is_contiguous() else "strided"
-    raise PluginError(
-        f"commit: {name} is {layout} {tensor.dtype} {[*tensor.shape]} on {tensor.device}; allowed: contiguous {dtype} "
-        f"{[*shape]} on {device}"
     )
 
 
@@ -130,8 +118,7 @@ def _commit_op(
 ) -> Tensor:
     report = slots.new_empty(len(slots), 5)
     params = commit_params(settings, progress, selected, slots, chosen, width, mask_id, family, report)
-    with torch.cuda.device(slots.device):
-        library.load().launch("commit", params, torch.cuda.current_stream().cuda_stream)
+    launch("commit", params, slots.device)
     return report
 
 

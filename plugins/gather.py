@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d3llm_trt.plugins import library
 from d3llm_trt.plugins.c_structs import GatherParams, Progress, Settings
+from d3llm_trt.plugins.tensors import launch
 
 _BY_TOKEN = ("token_ids", "positions")
 _BY_ROW = ("logit_rows", "chosen", "seed", "position", "number")
@@ -67,8 +67,7 @@ def gather(
         rows=rows,
         shifted=int(shifted),
     )
-    with torch.cuda.device(slots.device):
-        library.load().launch("gather", params, torch.cuda.current_stream().cuda_stream)
+    launch("gather", params, slots.device)
     return gathered
 
 

@@ -12,16 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins import library, reference
-from d3llm_trt.plugins.c_structs import (
-    DTYPE_CODES,
-    AttentionParams,
-    Params,
-    RmsNormParams,
-    SelectParams,
-    SiluMulParams,
-)
+from d3llm_trt.plugins.c_structs import AttentionParams, RmsNormParams, SelectParams, SiluMulParams
+from d3llm_trt.plugins.tensors import address, dtype_code, launch
 
 HALF = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 128)
@@ -69,26 +62,6 @@ def _have_kernels() -> bool:
     return False
 
 
-def _launch(name: str, params: Params, device: torch.device) -> None:
-    with torch.cuda.device(device):
-        library.load().launch(name, params, torch.cuda.current_stream().cuda_stream)
-
-
-def _pointer(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> int:
-    """Address of what a kernel reads or writes. Raises PluginError on another dtype, shape, device or layout."""
-    if tensor.dtype == dtype and tensor.shape == shape and tensor.device == device and tensor.is_contiguous():
-        return tensor.data_ptr()
-    layout = "contiguous" if tensor.is_contiguous() else "strided"
-    raise PluginError(
-        f"{name} is {layout} {tensor.dtype} {[*tensor.shape]} on {tensor.device}; allowed: contiguous {dtype} "
-        f"{[*shape]} on {device}"
-    )
-
-
-def _code(dtype: torch.dtype) -> int:
-    return DTYPE_CODES[str(dtype).removeprefix("torch.")]
-
-
 def attention_params(
     qkv: Tensor,
     kv_cache: Tensor,
@@ -106,7 +79,7 @@ def attention_params(
     table = (max_seq_len, head_dim // 2)
 
     def pointer(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
-        return _pointer(f"window_attention: {name}", tensor, dtype, shape, qkv.device)
+        return address(f"window_attention: {name}", tensor, dtype, shape, qkv.device)
 
     return AttentionParams(
         qkv=pointer("qkv", qkv, qkv.dtype, tokens, (heads + 2 * kv_heads) * head_dim),
@@ -125,7 +98,7 @@ def attention_params(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        dtype=_code(qkv.dtype),
+        dtype=dtype_code(qkv.dtype),
     )
 
 
@@ -149,7 +122,7 @@ def _window_attention_cuda(
     qkv, out = qkv.contiguous(), _new_attended(qkv, kv_cache)
     if len(slots) == 0:
         return out.zero_()
-    _launch("window_attention", attention_params(qkv, kv_cache, *layout, out), qkv.device)
+    launch("window_attention", attention_params(qkv, kv_cache, *layout, out), qkv.device)
     return out
 
 
@@ -199,8 +172,7 @@ def _select_cuda(
     given = {"entropy_eps": entropy_eps, **{name: key for name, key in keys.items() if key is not None}}
     dtypes = {name: torch.float32 if name in ("entropy_eps", "temperature") else torch.int64 for name in given}
     pointers = {
-        name: _pointer(f"select: {name}", tensor, dtypes[name], (rows,), logits.device)
-        for name, tensor in given.items()
+        name: address(f"select: {name}", tensor, dtypes[name], (rows,), logits.device) for name, tensor in given.items()
     }
     greedy, sampled, entropy, confidence = outputs = _new_selected(logits, mask_id, entropy_eps)
     params = SelectParams(
@@ -213,10 +185,10 @@ def _select_cuda(
         sampled=sampled.data_ptr(),
         entropy=entropy.data_ptr(),
         confidence=confidence.data_ptr(),
-        dtype=_code(logits.dtype),
+        dtype=dtype_code(logits.dtype),
         **pointers,
     )
-    _launch("select", params, logits.device)
+    launch("select", params, logits.device)
     return outputs
 
 
@@ -237,7 +209,7 @@ def _out_dtype(x: Tensor, out_scale: Tensor | None) -> torch.dtype:
 def _scale_pointer(name: str, out_scale: Tensor | None, device: torch.device) -> int | None:
     if out_scale is None:
         return None
-    return _pointer(f"{name}: out_scale", out_scale.view(-1), torch.float32, (1,), device)
+    return address(f"{name}: out_scale", out_scale.view(-1), torch.float32, (1,), device)
 
 
 def _norm(
@@ -247,19 +219,19 @@ def _norm(
     x, out = x.contiguous(), _new_normed(x, weight, eps, out_scale)
     params = RmsNormParams(
         x=x.data_ptr(),
-        weight=_pointer("rms_norm: weight", weight, x.dtype, (hidden,), device),
+        weight=address("rms_norm: weight", weight, x.dtype, (hidden,), device),
         out=out.data_ptr(),
         out_scale=_scale_pointer("rms_norm", out_scale, device),
         rows=x.numel() // hidden,
         hidden_size=hidden,
         eps=eps,
-        dtype=_code(x.dtype),
-        out_dtype=_code(out.dtype),
+        dtype=dtype_code(x.dtype),
+        out_dtype=dtype_code(out.dtype),
     )
     if residual is not None and total is not None:
-        params.residual = _pointer("add_rms_norm: residual", residual, x.dtype, x.shape, device)
+        params.residual = address("add_rms_norm: residual", residual, x.dtype, x.shape, device)
         params.sum_out = total.data_ptr()
-    _launch("rms_norm", params, device)
+    launch("rms_norm", params, device)
     return out
 
 
@@ -292,10 +264,10 @@ def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
         out_scale=_scale_pointer("silu_mul", out_scale, gate_up.device),
         rows=gate_up.numel() // gate_up.shape[-1],
         intermediate_size=out.shape[-1],
-        dtype=_code(gate_up.dtype),
-        out_dtype=_code(out.dtype),
+        dtype=dtype_code(gate_up.dtype),
+        out_dtype=dtype_code(out.dtype),
     )
-    _launch("silu_mul", params, gate_up.device)
+    launch("silu_mul", params, gate_up.device)
     return out
 
 
