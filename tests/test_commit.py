@@ -187,7 +187,7 @@ def test_tensors_that_do_not_fit_are_named(library: ctypes.CDLL) -> None:
         ({"batch": -1}, "commit: batch is -1; allowed: 0 to"),
         ({"rows": -2}, "commit: rows is -2"),
         ({"num_slots": 0}, "commit: num_slots is 0; allowed: 1 to"),
-        ({"width": 65}, "commit: width is 65; allowed: 1 to max_seq_len, 64"),
+        ({"width": 65}, "commit: width is 65; allowed: 1 to 64"),
         ({"family": 2}, r"commit: family is 2; allowed: 0 \(LLaDA\), 1 \(Dream\)"),
         ({}, "commit: algorithm is NULL"),
         ({"settings": Settings(*[8] * 17)}, "commit: canvas is NULL"),
