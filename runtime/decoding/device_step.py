@@ -9,7 +9,8 @@ from torch import Tensor
 
 from d3llm_trt.plugins.commit import commit
 from d3llm_trt.plugins.gather import gather
-from d3llm_trt.runtime.decoding.select import SampleKeys, select
+from d3llm_trt.plugins.reference import SampleKeys
+from d3llm_trt.runtime.decoding.select import select
 from d3llm_trt.runtime.decoding.state import DecodingState
 from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
 
