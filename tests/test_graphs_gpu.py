@@ -63,6 +63,12 @@ def test_kernels_and_graphs_equal_the_tensor_code(cuda_graphs: str) -> None:
         assert commit_steps == answer.commit_steps
 
 
+def test_kernels_equal_the_tensor_code_for_one_request() -> None:
+    request = random_requests(1, seed=4)
+    expected = decode(TableEngine(1), request)
+    assert decode_in_turn(Decoder(TableEngine(SLOTS, capturable=True), "off"), request)[0][0] == expected[0].canvas
+
+
 def test_a_step_waits_for_the_gpu_only_at_its_end() -> None:
     decoder = Decoder(TableEngine(SLOTS, capturable=True), "all")
     for slot, (prompt, params) in enumerate(random_requests(SLOTS, seed=2)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,9 +68,13 @@ def measure(
 def kernel_seconds(llm: LLM, prompts: int, input_len: int, params: SamplingParams) -> dict[str, float]:
     """Seconds that the GPU spends in each class of kernels while one batch is answered."""
     ids = [5 + index % 1000 for index in range(input_len)]
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        _answer(llm, [{"prompt_token_ids": ids}] * prompts, params)
+    return profiled(lambda: _answer(llm, [{"prompt_token_ids": ids}] * prompts, params))
+
+
+def profiled(run: Callable[[], object]) -> dict[str, float]:
+    """Seconds that the GPU spends in each class of kernels during ``run``, the largest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
         torch.cuda.synchronize()
     seconds: dict[str, float] = {}
     for event in profile.key_averages():

@@ -21,25 +21,33 @@ class SimulatedAcceptance:
         self.spec = engine.spec
         self._engine = engine
         self._rate = tokens_per_forward
-        self._passes = torch.zeros((), dtype=torch.float64, device=engine.spec.device)
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """See :meth:`Engine.forward`."""
         logits = self._engine.forward(batch)
-        before = (self._passes * self._rate).floor()
-        self._passes += 1
-        certain = _rank_in_request(batch) < (self._passes * self._rate).floor() - before
+        owner = torch.searchsorted(batch.cu_window[1:], batch.logit_rows, right=True).clamp(max=len(batch.slots) - 1)
+        certain = _rank_in_request(owner) < self._quota(batch)[owner]
         logits[:, TOKEN] += certain.to(logits.dtype) * CERTAIN
         return logits
+
+    def _quota(self, batch: ForwardBatch) -> Tensor:
+        """How many become certain in this pass, ``[B]``: the last passes commit the rate, the first one what is left.
+
+        A function of the canvas alone, so that the same step gives the same result twice.
+        """
+        masked = (batch.token_ids == self.spec.model_config.mask_token_id).cumsum(0)
+        before = torch.nn.functional.pad(masked, (1, 0))[batch.cu_window]
+        waiting = (before[1:] - before[:-1]).double()
+        passes = (waiting / self._rate).ceil()
+        return waiting - ((passes - 1) * self._rate).floor()
 
     def close(self) -> None:
         """See :meth:`Engine.close`."""
         self._engine.close()
 
 
-def _rank_in_request(batch: ForwardBatch) -> Tensor:
-    """How many rows of the same request come before each of ``logit_rows[R]``."""
-    owner = torch.searchsorted(batch.cu_window[1:], batch.logit_rows, right=True)
+def _rank_in_request(owner: Tensor) -> Tensor:
+    """How many rows of the same request come before each of the rows ``owner[R]``."""
     index = torch.arange(len(owner), device=owner.device)
     starts = torch.nn.functional.pad(owner[1:] != owner[:-1], (1, 0), value=True)
     return index - torch.where(starts, index, 0).cummax(0).values

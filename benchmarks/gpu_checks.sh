@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go: gpu_checks.sh OUT [tests|sanitizer|kernels|steps ...]
+#   tests      all tests marked gpu, and the plugin's host program with enqueue
+#   sanitizer  compute-sanitizer's memcheck and racecheck over every kernel
+#   kernels    kernels against torch                      -> OUT/kernels.json
+#   steps      whole steps of the published shapes        -> OUT/steps.json
+# The libraries must have been built (make plugins, or CMake into plugins/lib with its host program in out/cmake).
+set -euo pipefail
+out=$1 python=${PYTHON:-python3} host=${HOST_PROGRAM:-out/cmake/d3llm_plugin_host}
+shift
+mkdir -p "$out"
+plugin=plugins/lib/libd3llm_tensorrt.so
+# A few sizes of every kernel: the sanitizer is slow.
+few="test_commit.py::test_unknown_and_repeated_slots_on_a_gpu test_kernels_gpu.py::test_rows_that_are_not_aligned
+  test_kernels_gpu.py::test_select_of_odd_rows test_graphs_gpu.py::test_kernels_equal_the_tensor_code_for_one_request
+  test_kernels_gpu.py::test_silu_mul[100-torch.bfloat16] test_kernels_gpu.py::test_rms_norm_with_and_without_a_sum[100-torch.bfloat16]
+  test_kernels_gpu.py::test_attention_of_ragged_batches[7-128-torch.bfloat16]"
+
+run_tests() {
+  "$python" -m pytest -q -m gpu tests
+  "$host" "$plugin" --gpu
+}
+
+run_sanitizer() {
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 9 "$host" "$plugin" --gpu
+    # shellcheck disable=SC2086
+    (cd tests && compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 \
+      "$python" -m pytest -q -m gpu -p no:cacheprovider $few)
+  done
+}
+
+run_kernels() { "$python" benchmarks/kernels.py --output "$out/kernels.json"; }
+
+run_steps() { "$python" benchmarks/steps.py --output "$out/steps.json"; }
+
+for part in "${@:-tests}"; do "run_$part"; done

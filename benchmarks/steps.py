@@ -1,0 +1,129 @@
+"""Whole steps, and whole answers, of the published shapes with random weights on one GPU, against torch and targets.
+
+``python benchmarks/steps.py --output benchmarks/results/steps.json``
+
+A step is everything: windows, forward pass, head on the candidates, select, commit. Its time is wall time, host
+included; ``busy`` is the time of its kernels, ``products`` that of the matrix products alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from d3llm_trt import LLM, DecodingConfig, SamplingParams
+from d3llm_trt.runtime.bench.measure import measure, profiled
+from d3llm_trt.runtime.bench.peers import peer_seconds
+from d3llm_trt.runtime.bench.random_engine import random_engine, random_weights
+from d3llm_trt.runtime.bench.simulated import SimulatedAcceptance
+from d3llm_trt.runtime.decoding.decoder import Decoder
+from d3llm_trt.runtime.engines.base import Engine
+
+PROMPT, ANSWER, RATE = 120, 256, 9.91
+SETTLED, TIMED = 4, 30  # steps
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of step and the most milliseconds it may take on an H200."""
+
+    name: str
+    shape: str
+    batch: int
+    prompt: int
+    answer: int
+    target_ms: float
+    cached: bool = False
+
+
+CASES = (
+    Case("LLaDA, batch 1, 376 tokens, 256 candidates", "llada-8b", 1, PROMPT, ANSWER, 9.3),
+    Case("LLaDA, batch 4, 4 x 376 tokens", "llada-8b", 4, PROMPT, ANSWER, 37.0),
+    Case("LLaDA, batch 1, window of 128 over 248 cached", "llada-8b", 1, 248, 128, 5.0, cached=True),
+    Case("Dream, batch 1, 376 tokens, 256 candidates", "dream-7b", 1, PROMPT, ANSWER, 9.0),
+)
+
+
+def step_times(engine: Engine, case: Case) -> dict[str, object]:
+    """Median wall milliseconds of a step, and where its GPU time goes."""
+    name = "MultiBlock" if case.cached else "FullAttnMultiBlock"
+    cached = {"cache_delay_iter": 1} if case.cached else {}
+    # One block and no threshold that random weights pass: every pass commits a forced token or two.
+    decoding = DecodingConfig(name, block_size=case.answer, threshold=1e-9, early_stop=False, **cached)
+    decoder, slots = Decoder(engine), list(range(case.batch))
+    for slot in slots:
+        params = SamplingParams(max_tokens=case.answer, decoding=decoding)
+        decoder.admit(slot, [5 + index for index in range(case.prompt)], params)
+    for _ in range(SETTLED):
+        decoder.step(slots)
+    times = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        reports = decoder.step(slots)
+        times.append(time.perf_counter() - start)
+    kinds = {kind: seconds / 10 * 1e3 for kind, seconds in profiled(lambda: _steps(decoder, slots, 10)).items()}
+    return {
+        "milliseconds": statistics.median(times) * 1e3,
+        "target_ms_h200": case.target_ms,
+        "busy": sum(kinds.values()),
+        "products": kinds.get("matrix products", 0.0),
+        "kernels": kinds,
+        "window_tokens": sum(report.window_tokens for report in reports),
+    }
+
+
+def _steps(decoder: Decoder, slots: Sequence[int], count: int) -> None:
+    for _ in range(count):
+        decoder.step(slots)
+
+
+def answers(engine: Engine, runs: int) -> list[dict[str, object]]:
+    """Tokens per second through ``LLM.generate`` with acceptance simulated at the published rate."""
+    found: list[dict[str, object]] = []
+    plain = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
+    with LLM.over(SimulatedAcceptance(engine, RATE)) as llm:
+        for batch in (1, 4, 8):
+            found.append({"what": f"batch {batch}", **asdict(measure(llm, batch, PROMPT, plain, runs))})
+        for name, cached in (("no cache", {}), ("cache, delay 2", {"cache_delay_iter": 2})):
+            params = SamplingParams(
+                max_tokens=ANSWER, ignore_eos=True, decoding=DecodingConfig("MultiBlock", threshold=0.5, **cached)
+            )
+            found.append({"what": f"MultiBlock, {name}", **asdict(measure(llm, 1, 1000, params, runs))})
+    return found
+
+
+def run(output: Path) -> None:
+    """Measure everything and write it to ``output``."""
+    device = torch.device("cuda")
+    results: dict[str, object] = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
+    steps: dict[str, object] = {}
+    for shape in dict.fromkeys(case.shape for case in CASES):
+        engine = random_engine(shape, device=device, max_batch_size=8, max_seq_len=1280)
+        for case in CASES:
+            if case.shape == shape:
+                steps[case.name] = step_times(engine, case)
+                print(case.name, json.dumps(steps[case.name]), flush=True)
+        if shape == "llada-8b":
+            results["answers"] = answers(engine, 3)
+            print(json.dumps(results["answers"], indent=1), flush=True)
+        del engine
+        gc.collect()
+        torch.cuda.empty_cache()
+    config, weights = random_weights("llada-8b", device=device, dtype=torch.bfloat16)
+    results |= {"steps": steps, "peer_seconds": peer_seconds(config, weights, PROMPT + ANSWER, ANSWER)}
+    print(results["peer_seconds"])
+    output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("steps.json"))
+    run(parser.parse_args().output)
