@@ -14,7 +14,7 @@ cudaError_t launch_attend(const d3llm_attention_params& params, bool overlapped,
 
 cudaError_t launch_attend_portable(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream);
 
-// For head_dim 64 and 128 and caches whose rows the copy engine can number; compiled where D3LLM_HOPPER is defined.
+// For head_dim 64 and 128, and sizes that fit 32-bit numbers; compiled where D3LLM_HOPPER is defined.
 bool can_attend_hopper(const d3llm_attention_params& params);
 cudaError_t launch_attend_hopper(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream);
 

@@ -37,29 +37,57 @@ __device__ __forceinline__ int inclusive_sum(int value) {
   return value;
 }
 
-// All warps find the same tile: the `index`-th, counting the tiles of every window one after the other.
-__device__ __forceinline__ QueryTile find_tile(const d3llm_attention_params& params, int index) {
-  const int lane = threadIdx.x % 32, batch = static_cast<int>(params.batch), tokens = static_cast<int>(params.tokens);
-  for (int base = 0; base <= batch; base += 32) {
-    const int window = base + lane;
-    const bool exists = window < batch;
-    const int start = window <= batch ? static_cast<int>(params.cu_window[window]) : tokens;
-    const int end = exists ? static_cast<int>(params.cu_window[window + 1]) : tokens;
-    const int64_t slot = exists ? params.slots[window] : 0, wanted = exists ? params.kv_lengths[window] : 0;
-    const bool known = slot >= 0 && slot < params.num_slots;
-    const int length = known ? static_cast<int>(min(max(wanted, int64_t{0}), params.max_seq_len)) : 0;
-    const int tiles = end > start ? (end - start + kQueryRows - 1) / kQueryRows : 0;
-    const int through = inclusive_sum(tiles), total = __shfl_sync(kAllLanes, through, 31);
-    if (index < total) {
-      const int owner = __ffs(__ballot_sync(kAllLanes, index < through)) - 1;
-      const int inside = index - __shfl_sync(kAllLanes, through - tiles, owner);
-      const int first = __shfl_sync(kAllLanes, start, owner) + inside * kQueryRows;
-      const int last = min(__shfl_sync(kAllLanes, end, owner), min(first + kQueryRows, tokens));
-      return {first, last, __shfl_sync(kAllLanes, slot, owner), __shfl_sync(kAllLanes, length, owner)};
-    }
-    index -= total;
+// Up to 32 neighbouring windows of the batch, one in each lane of a warp. The rows behind the last window count as one
+// more that attends to nothing.
+struct WindowGroup {
+  int64_t slot;
+  int start, end, kv_length;
+  int tiles, tiles_through;  // of this window, and of this and those before in the group
+  int tiles_in_group;
+};
+
+// The group that starts with window `base`; `params.batch` and what follows is behind the last window.
+__device__ __forceinline__ WindowGroup load_windows(const d3llm_attention_params& params, int base) {
+  const int batch = static_cast<int>(params.batch), tokens = static_cast<int>(params.tokens);
+  const int window = base + threadIdx.x % 32;
+  const bool exists = window < batch;
+  const int64_t wanted = exists ? params.kv_lengths[window] : 0;
+  WindowGroup group;
+  group.slot = exists ? params.slots[window] : 0;
+  group.start = window <= batch ? static_cast<int>(params.cu_window[window]) : tokens;
+  group.end = exists ? static_cast<int>(params.cu_window[window + 1]) : tokens;
+  const bool known = group.slot >= 0 && group.slot < params.num_slots;
+  group.kv_length = known ? static_cast<int>(min(max(wanted, int64_t{0}), params.max_seq_len)) : 0;
+  group.tiles = group.end > group.start ? (group.end - group.start + kQueryRows - 1) / kQueryRows : 0;
+  group.tiles_through = inclusive_sum(group.tiles);
+  group.tiles_in_group = __shfl_sync(kAllLanes, group.tiles_through, 31);
+  return group;
+}
+
+// Of all windows; `first` is the group of window 0.
+__device__ __forceinline__ int count_tiles(const d3llm_attention_params& params, const WindowGroup& first) {
+  int count = first.tiles_in_group;
+  for (int base = 32; base <= params.batch; base += 32) count += load_windows(params, base).tiles_in_group;
+  return count;
+}
+
+// All warps find the same tile: the `index`-th, counting the tiles of every window one after the other; empty if there
+// are not so many. `first` is the group of window 0.
+__device__ __forceinline__ QueryTile find_tile(const d3llm_attention_params& params, const WindowGroup& first,
+                                               int index) {
+  WindowGroup group = first;
+  for (int base = 32; index >= group.tiles_in_group && base <= params.batch; base += 32) {
+    index -= group.tiles_in_group;
+    group = load_windows(params, base);
   }
-  return {0, 0, 0, 0};
+  const unsigned behind = __ballot_sync(kAllLanes, index < group.tiles_through);
+  if (behind == 0) return {0, 0, 0, 0};
+  const int owner = __ffs(behind) - 1;
+  const int inside = index - __shfl_sync(kAllLanes, group.tiles_through - group.tiles, owner);
+  const int top = __shfl_sync(kAllLanes, group.start, owner) + inside * kQueryRows;
+  const int end = min(__shfl_sync(kAllLanes, group.end, owner), static_cast<int>(params.tokens));
+  return {top, min(end, top + kQueryRows), __shfl_sync(kAllLanes, group.slot, owner),
+          __shfl_sync(kAllLanes, group.kv_length, owner)};
 }
 
 __device__ __forceinline__ void let_next_kernel_start() {
@@ -74,38 +102,53 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
-// Rotated query rows, into shared memory in the layout of a tile; the first kQueryThreads threads do it.
-template <typename T, int kHeadDim>
-__device__ __forceinline__ void stage_queries(uint32_t staging, const d3llm_attention_params& params,
-                                              const QueryTile& tile, int head) {
-  using Layout = TileLayout<kHeadDim, kQueryRows>;
-  constexpr int kPairs = kHeadDim / 16, kSteps = kQueryRows * kPairs / kQueryThreads;
-  const int64_t stride = static_cast<int64_t>(params.num_heads + 2 * params.num_kv_heads) * kHeadDim;
-  const int first_row = threadIdx.x / kPairs, chunk = threadIdx.x % kPairs;
-  int64_t angles[kSteps];
+// This thread's part of a tile's query rows, not rotated yet, and the angles to rotate them by. The first kQueryThreads
+// threads take part.
+template <int kHeadDim>
+struct QueryRows {
+  static constexpr int kPairs = kHeadDim / 16, kSteps = kQueryRows * kPairs / kQueryThreads;
   uint4 first[kSteps], second[kSteps];
-  // One loop for each load that waits for the one before, so that all rows wait together.
+  Angles angles[kSteps];
+};
+
+template <typename T, int kHeadDim>
+__device__ __forceinline__ QueryRows<kHeadDim> read_queries(const d3llm_attention_params& params, const QueryTile& tile,
+                                                            int head) {
+  using Rows = QueryRows<kHeadDim>;
+  const int64_t stride = static_cast<int64_t>(params.num_heads + 2 * params.num_kv_heads) * kHeadDim;
+  const int first_row = threadIdx.x / Rows::kPairs, column = threadIdx.x % Rows::kPairs * 8;
+  int64_t positions[Rows::kSteps];
+  Rows rows;
+  // The loads that wait for no other first, so that all rows wait together.
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
+  for (int step = 0; step < Rows::kSteps; ++step) {
     // Rows behind the end repeat the last one: nobody reads their outputs.
-    const int row = min(tile.first_row + first_row + step * (kQueryThreads / kPairs), tile.end_row - 1);
-    const T* source = static_cast<const T*>(params.qkv) + row * stride + head * kHeadDim + chunk * 8;
-    first[step] = *reinterpret_cast<const uint4*>(source);
-    second[step] = *reinterpret_cast<const uint4*>(source + kHeadDim / 2);
-    angles[step] = params.positions[row];
-  }
-  Angles table[kSteps];
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    const int64_t position = min(max(angles[step], int64_t{0}), params.max_seq_len - 1);
-    table[step] = load_angles(params.cos, params.sin, position * (kHeadDim / 2) + chunk * 8);
+    const int row = min(tile.first_row + first_row + step * (kQueryThreads / Rows::kPairs), tile.end_row - 1);
+    const T* source = static_cast<const T*>(params.qkv) + row * stride + head * kHeadDim + column;
+    rows.first[step] = *reinterpret_cast<const uint4*>(source);
+    rows.second[step] = *reinterpret_cast<const uint4*>(source + kHeadDim / 2);
+    positions[step] = params.positions[row];
   }
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    rotate<T>(first[step], second[step], table[step]);
-    const int row = first_row + step * (kQueryThreads / kPairs);
-    store_shared(staging + Layout::offset(row, chunk), first[step]);
-    store_shared(staging + Layout::offset(row, chunk + kPairs), second[step]);
+  for (int step = 0; step < Rows::kSteps; ++step) {
+    const int64_t position = min(max(positions[step], int64_t{0}), params.max_seq_len - 1);
+    rows.angles[step] = load_angles(params.cos, params.sin, position * (kHeadDim / 2) + column);
+  }
+  return rows;
+}
+
+// Rotated, into shared memory in the layout of a tile.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void stage_queries(uint32_t staging, QueryRows<kHeadDim>& rows) {
+  using Layout = TileLayout<kHeadDim, kQueryRows>;
+  using Rows = QueryRows<kHeadDim>;
+  const int first_row = threadIdx.x / Rows::kPairs, chunk = threadIdx.x % Rows::kPairs;
+#pragma unroll
+  for (int step = 0; step < Rows::kSteps; ++step) {
+    rotate<T>(rows.first[step], rows.second[step], rows.angles[step]);
+    const int row = first_row + step * (kQueryThreads / Rows::kPairs);
+    store_shared(staging + Layout::offset(row, chunk), rows.first[step]);
+    store_shared(staging + Layout::offset(row, chunk + Rows::kPairs), rows.second[step]);
   }
 }
 
@@ -209,24 +252,28 @@ __device__ __forceinline__ void store_outputs(uint32_t staging, const d3llm_atte
   }
 }
 
-// A thread block for every tile of query rows and head. `overlapped`: it may start before the launch before has ended.
+// `overlapped`: the kernel may start before the launch before it has ended.
 template <typename Kernel, typename... Arguments>
-cudaError_t launch_tiles(Kernel kernel, int threads, int shared_bytes, const d3llm_attention_params& params,
-                         bool overlapped, cudaStream_t stream, const Arguments&... arguments) {
+cudaError_t launch_blocks(Kernel kernel, dim3 blocks, int threads, int shared_bytes, bool overlapped,
+                          cudaStream_t stream, const Arguments&... arguments) {
   if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes))
     return error;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  // Every window may end in a tile of its own, and so may the rows behind the last one.
-  config.gridDim = dim3(static_cast<unsigned>(params.tokens / kQueryRows + params.batch + 1), params.num_heads);
+  config.gridDim = blocks;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = overlapped ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// At most: every window may end in a tile of its own, and so may the rows behind the last one.
+inline int64_t most_tiles(const d3llm_attention_params& params) {
+  return params.tokens / kQueryRows + params.batch + 1;
 }
 
 }  // namespace d3llm

@@ -1,7 +1,11 @@
 // Attention on Hopper: one warpgroup feeds tiles to the copy engine, two of 64 query rows multiply and normalize.
 //
 // The product with the values of one tile runs beside the softmax of the next (FlashAttention-3, arXiv 2407.08608).
+// A thread block takes one tile of query rows after the other; keys and queries of the next one are read before the
+// outputs of the last one are written.
 #include <cuda.h>
+
+#include <algorithm>
 
 #include "attention.h"
 #include "attention_common.cuh"
@@ -16,7 +20,7 @@ namespace {
 constexpr int kKeys = 128;
 constexpr int kThreads = kQueryThreads + 128;
 constexpr int kQueryWarps = kQueryThreads / 32;
-constexpr int kFeederRegisters = 24, kQueryRegisters = 240;
+constexpr int kFeederRegisters = 40, kQueryRegisters = 232;
 
 // Shared memory: queries, two buffers of keys and two of values, and a pair of barriers for each buffer.
 template <int kHeadDim>
@@ -42,23 +46,62 @@ struct Shared {
 // Step 0 takes the last tile, the only one that may be partial, so that the loop over the others has no special case.
 __device__ __forceinline__ int tile_of(int step, int steps) { return step == 0 ? steps - 1 : step - 1; }
 
+// A tile of query rows for one head.
+struct Item {
+  QueryTile tile;
+  int head;
+
+  __device__ __forceinline__ int steps() const { return (tile.kv_length + kKeys - 1) / kKeys; }
+};
+
+// The items of a launch in order: the tiles of a head, head after head.
+struct Items {
+  WindowGroup first_windows;
+  int tiles, count;
+
+  __device__ __forceinline__ explicit Items(const d3llm_attention_params& params)
+      : first_windows(load_windows(params, 0)),
+        tiles(count_tiles(params, first_windows)),
+        count(tiles * params.num_heads) {}
+
+  __device__ __forceinline__ Item at(const d3llm_attention_params& params, int index) const {
+    return {find_tile(params, first_windows, index % tiles), index / tiles};
+  }
+};
+
+// The keys and values of an item; `done` is the number of steps of all items before it.
 template <int kHeadDim>
-__device__ __forceinline__ void feed(const Shared<kHeadDim>& shared, const CUtensorMap& cache, int64_t first_key,
-                                     int64_t first_value, int steps) {
+__device__ __forceinline__ void feed(const Shared<kHeadDim>& shared, const CUtensorMap& cache, int first_key,
+                                     int first_value, int steps, int done) {
   using Buffers = Shared<kHeadDim>;
-  const auto fill = [&](typename Buffers::Kind kind, int step, int64_t first_row) {
-    wait_for(shared.emptied(kind, step), step / 2 + 1);
-    expect_bytes(shared.filled(kind, step), Buffers::kTileBytes);
+  const auto fill = [&](typename Buffers::Kind kind, int step, int first_row) {
+    const int number = done + step;
+    wait_for(shared.emptied(kind, number), number / 2 + 1);
+    expect_bytes(shared.filled(kind, number), Buffers::kTileBytes);
 #pragma unroll
     for (int panel = 0; panel < kHeadDim / 64; ++panel) {
-      const uint32_t target = shared.tile(kind, step) + panel * TileLayout<kHeadDim, kKeys>::kPanelBytes;
-      copy_box(target, cache, panel * 64, static_cast<int>(first_row) + tile_of(step, steps) * kKeys,
-               shared.filled(kind, step));
+      const uint32_t target = shared.tile(kind, number) + panel * TileLayout<kHeadDim, kKeys>::kPanelBytes;
+      copy_box(target, cache, panel * 64, first_row + tile_of(step, steps) * kKeys, shared.filled(kind, number));
     }
   };
   for (int step = 0; step <= steps; ++step) {
     if (step < steps) fill(Buffers::kKeysOf, step, first_key);
     if (step > 0) fill(Buffers::kValuesOf, step - 1, first_value);
+  }
+}
+
+// The first warp of the feeding warpgroup.
+template <int kHeadDim>
+__device__ __forceinline__ void feed_items(const Shared<kHeadDim>& shared, const d3llm_attention_params& params,
+                                           const CUtensorMap& cache, const Items& items) {
+  const int kv_heads = params.num_kv_heads, rows = static_cast<int>(params.max_seq_len);
+  wait_for_previous_kernel();
+  int done = 0;
+  for (int index = blockIdx.x; index < items.count; index += gridDim.x) {
+    const Item item = items.at(params, index);
+    const int plane = static_cast<int>(item.tile.slot) * 2 * kv_heads + item.head / (params.num_heads / kv_heads);
+    if (threadIdx.x % 32 == 0) feed(shared, cache, plane * rows, (plane + kv_heads) * rows, item.steps(), done);
+    done += item.steps();
   }
 }
 
@@ -83,30 +126,32 @@ __device__ __forceinline__ void finish_softmax(const Softmax& softmax, uint32_t 
       : "memory");
 }
 
+// The outputs of an item, not divided by the sums yet. `rows` become those of the next item.
 template <typename T, int kHeadDim>
-__device__ __forceinline__ void attend_to(const Shared<kHeadDim>& shared, int length, float (&outputs)[kHeadDim / 2],
-                                          Softmax& softmax) {
+__device__ __forceinline__ void attend_to(const Shared<kHeadDim>& shared, const d3llm_attention_params& params,
+                                          const Item& item, const Item& next, int done, QueryRows<kHeadDim>& rows,
+                                          float (&outputs)[kHeadDim / 2], Softmax& softmax) {
   using Product = WarpgroupMma<T, kHeadDim>;
   using Buffers = Shared<kHeadDim>;
   constexpr float kScale = kSoftmaxScale<kHeadDim>;
-  const int steps = (length + kKeys - 1) / kKeys, last_present = length - (steps - 1) * kKeys;
+  const int end = done + item.steps(), last_present = item.tile.kv_length - (item.steps() - 1) * kKeys;
   const uint32_t queries = shared.queries() + threadIdx.x / 128 * 64 * TileLayout<kHeadDim, kQueryRows>::kRowBytes;
   uint32_t probabilities[kKeys / 16][4];
   float scores[kKeys / 2];
 
-  wait_for(shared.filled(Buffers::kKeysOf, 0), 0);
-  Product::issue_scores(scores, queries, shared.tile(Buffers::kKeysOf, 0));
+  wait_for(shared.filled(Buffers::kKeysOf, done), done / 2);
+  Product::issue_scores(scores, queries, shared.tile(Buffers::kKeysOf, done));
   Product::template wait<0>();
-  arrive_once(shared.emptied(Buffers::kKeysOf, 0));
+  arrive_once(shared.emptied(Buffers::kKeysOf, done));
   if (last_present < kKeys) {
     hide_keys(scores, last_present);
-    wait_for(shared.filled(Buffers::kValuesOf, 0), 0);
-    clear_rows<kHeadDim>(shared.tile(Buffers::kValuesOf, 0), last_present);
+    wait_for(shared.filled(Buffers::kValuesOf, done), done / 2);
+    clear_rows<kHeadDim>(shared.tile(Buffers::kValuesOf, done), last_present);
   }
   update_softmax(softmax, scores, kScale);
   pack_probabilities<T>(probabilities, scores);
 
-  for (int step = 1; step < steps; ++step) {
+  for (int step = done + 1; step < end; ++step) {
     wait_for(shared.filled(Buffers::kKeysOf, step), step / 2);
     Product::issue_scores(scores, queries, shared.tile(Buffers::kKeysOf, step));
     wait_for(shared.filled(Buffers::kValuesOf, step - 1), (step - 1) / 2);
@@ -120,9 +165,39 @@ __device__ __forceinline__ void attend_to(const Shared<kHeadDim>& shared, int le
     scale_rows(outputs, shrink);
     pack_probabilities<T>(probabilities, scores);
   }
-  wait_for(shared.filled(Buffers::kValuesOf, steps - 1), (steps - 1) / 2);
-  Product::issue_outputs(outputs, probabilities, shared.tile(Buffers::kValuesOf, steps - 1));
+  wait_for(shared.filled(Buffers::kValuesOf, end - 1), (end - 1) / 2);
+  Product::issue_outputs(outputs, probabilities, shared.tile(Buffers::kValuesOf, end - 1));
+  rows = read_queries<T, kHeadDim>(params, next.tile, next.head);
   Product::template wait<0>();
+  arrive_once(shared.emptied(Buffers::kValuesOf, end - 1));
+}
+
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void attend_items(const Shared<kHeadDim>& shared, const d3llm_attention_params& params,
+                                             const Items& items) {
+  Item item = items.at(params, blockIdx.x);
+  QueryRows<kHeadDim> rows = read_queries<T, kHeadDim>(params, item.tile, item.head);
+  int done = 0;
+  for (int index = blockIdx.x; index < items.count; index += gridDim.x) {
+    meet(1, kQueryThreads);  // the last outputs have left the queries' memory
+    stage_queries<T>(shared.queries(), rows);
+    publish_to_copy_engine();
+    meet(1, kQueryThreads);
+    // Behind the last item it is read once more, for nothing.
+    const Item next = items.at(params, min(index + static_cast<int>(gridDim.x), items.count - 1));
+    float outputs[kHeadDim / 2] = {};
+    Softmax softmax;
+    if (item.tile.kv_length > 0) {
+      attend_to<T, kHeadDim>(shared, params, item, next, done, rows, outputs, softmax);
+    } else {
+      rows = read_queries<T, kHeadDim>(params, next.tile, next.head);
+    }
+    scale_rows(outputs, {inverse_of_total(softmax.sum[0]), inverse_of_total(softmax.sum[1])});
+    meet(2 + threadIdx.x / 128, 128);
+    store_outputs<T, kHeadDim>(shared.queries(), params, item.tile, item.head, outputs);
+    done += item.steps();
+    item = next;
+  }
 }
 
 template <int kHeadDim>
@@ -145,35 +220,25 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
   const Shared<kHeadDim> shared = {shared_address(memory)};
-  const int head = blockIdx.y;
-  const QueryTile tile = find_tile(params, blockIdx.x);
-  if (tile.first_row >= tile.end_row) return;
+  const Items items(params);
+  if (blockIdx.x >= items.count) return;
   if (threadIdx.x == 0) prepare_barriers(shared);
   __syncthreads();
 
   if (threadIdx.x >= kQueryThreads) {
     set_registers<kFeederRegisters, false>();
-    if (threadIdx.x == kQueryThreads && tile.kv_length > 0) {
-      const int kv_heads = params.num_kv_heads, kv_head = head / (params.num_heads / kv_heads);
-      const int64_t first_key = (tile.slot * 2 * kv_heads + kv_head) * params.max_seq_len;
-      wait_for_previous_kernel();
-      feed(shared, cache, first_key, first_key + kv_heads * params.max_seq_len, (tile.kv_length + kKeys - 1) / kKeys);
-    }
+    if (threadIdx.x < kQueryThreads + 32) feed_items(shared, params, cache, items);
   } else {
     set_registers<kQueryRegisters, true>();
-    float outputs[kHeadDim / 2] = {};
-    Softmax softmax;
-    if (tile.kv_length > 0) {
-      stage_queries<T, kHeadDim>(shared.queries(), params, tile, head);
-      publish_to_copy_engine();
-      meet(1, kQueryThreads);
-      attend_to<T, kHeadDim>(shared, tile.kv_length, outputs, softmax);
-    }
-    scale_rows(outputs, {inverse_of_total(softmax.sum[0]), inverse_of_total(softmax.sum[1])});
-    meet(2 + threadIdx.x / 128, 128);
-    store_outputs<T, kHeadDim>(shared.queries(), params, tile, head, outputs);
+    attend_items<T, kHeadDim>(shared, params, items);
   }
 #endif
+}
+
+int count_multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 1;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
 }
 
 int64_t cache_rows(const d3llm_attention_params& params) {
@@ -203,14 +268,17 @@ template <typename T, int kHeadDim>
 cudaError_t launch_as(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream) {
   CUtensorMap cache;
   if (auto error = describe_cache(cache, params)) return error;
-  return launch_tiles(attend_kernel<T, kHeadDim>, kThreads, Shared<kHeadDim>::kBytes, params, overlapped, stream,
-                      params, cache);
+  const int64_t items = most_tiles(params) * params.num_heads;
+  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(items, count_multiprocessors())));
+  return launch_blocks(attend_kernel<T, kHeadDim>, blocks, kThreads, Shared<kHeadDim>::kBytes, overlapped, stream,
+                       params, cache);
 }
 
 }  // namespace
 
 bool can_attend_hopper(const d3llm_attention_params& params) {
-  return params.head_dim >= 64 && cache_rows(params) < (int64_t{1} << 31);
+  constexpr int64_t kMost = int64_t{1} << 31;
+  return params.head_dim >= 64 && cache_rows(params) < kMost && most_tiles(params) * params.num_heads < kMost;
 }
 
 cudaError_t launch_attend_hopper(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream) {

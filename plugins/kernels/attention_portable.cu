@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kQueryThreads, 1) attend_kernel(const d3llm_at
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t buffers = shared_address(shared);
   const int head = blockIdx.y;
-  const QueryTile tile = find_tile(params, blockIdx.x);
+  const QueryTile tile = find_tile(params, load_windows(params, 0), blockIdx.x);
   if (tile.first_row >= tile.end_row) return;
 
   float outputs[kHeadDim / 2] = {};
@@ -209,7 +209,8 @@ __global__ void __launch_bounds__(kQueryThreads, 1) attend_kernel(const d3llm_at
     const int64_t plane = params.max_seq_len * kHeadDim;
     const T* keys = static_cast<const T*>(params.kv_cache) + (tile.slot * 2 * kv_heads + kv_head) * plane;
     const Tiles<T, kHeadDim, kKeys> tiles(keys, keys + kv_heads * plane, buffers, tile.kv_length);
-    stage_queries<T, kHeadDim>(tiles.values_at(0), params, tile, head);
+    QueryRows<kHeadDim> rows = read_queries<T, kHeadDim>(params, tile, head);
+    stage_queries<T>(tiles.values_at(0), rows);
     wait_for_previous_kernel();
     attend_to<T, kHeadDim, kKeys>(tiles, outputs, softmax);
   }
@@ -221,7 +222,8 @@ __global__ void __launch_bounds__(kQueryThreads, 1) attend_kernel(const d3llm_at
 template <typename T, int kHeadDim>
 cudaError_t launch_as(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream) {
   constexpr int kKeys = 64, kShared = 4 * TileLayout<kHeadDim, kKeys>::kBytes;
-  return launch_tiles(attend_kernel<T, kHeadDim, kKeys>, kQueryThreads, kShared, params, overlapped, stream, params);
+  const dim3 blocks(static_cast<unsigned>(most_tiles(params)), params.num_heads);
+  return launch_blocks(attend_kernel<T, kHeadDim, kKeys>, blocks, kQueryThreads, kShared, overlapped, stream, params);
 }
 
 template <typename T>
