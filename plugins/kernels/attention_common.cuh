@@ -103,10 +103,15 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 }
 
 // This thread's part of a tile's query rows, not rotated yet, and the angles to rotate them by. The first kQueryThreads
-// threads take part.
+// threads take part, every warpgroup with the 64 rows that it multiplies.
 template <int kHeadDim>
 struct QueryRows {
-  static constexpr int kPairs = kHeadDim / 16, kSteps = kQueryRows * kPairs / kQueryThreads;
+  static constexpr int kPairs = kHeadDim / 16;
+  static constexpr int kRowsPerStep = 128 / kPairs, kSteps = 64 / kRowsPerStep;
+
+  static __device__ __forceinline__ int row(int step) {
+    return threadIdx.x / 128 * 64 + threadIdx.x % 128 / kPairs + step * kRowsPerStep;
+  }
   uint4 first[kSteps], second[kSteps];
   Angles angles[kSteps];
 };
@@ -116,14 +121,14 @@ __device__ __forceinline__ QueryRows<kHeadDim> read_queries(const d3llm_attentio
                                                             int head) {
   using Rows = QueryRows<kHeadDim>;
   const int64_t stride = static_cast<int64_t>(params.num_heads + 2 * params.num_kv_heads) * kHeadDim;
-  const int first_row = threadIdx.x / Rows::kPairs, column = threadIdx.x % Rows::kPairs * 8;
+  const int column = threadIdx.x % Rows::kPairs * 8;
   int64_t positions[Rows::kSteps];
   Rows rows;
   // The loads that wait for no other first, so that all rows wait together.
 #pragma unroll
   for (int step = 0; step < Rows::kSteps; ++step) {
     // Rows behind the end repeat the last one: nobody reads their outputs.
-    const int row = min(tile.first_row + first_row + step * (kQueryThreads / Rows::kPairs), tile.end_row - 1);
+    const int row = min(tile.first_row + Rows::row(step), tile.end_row - 1);
     const T* source = static_cast<const T*>(params.qkv) + row * stride + head * kHeadDim + column;
     rows.first[step] = *reinterpret_cast<const uint4*>(source);
     rows.second[step] = *reinterpret_cast<const uint4*>(source + kHeadDim / 2);
@@ -142,13 +147,12 @@ template <typename T, int kHeadDim>
 __device__ __forceinline__ void stage_queries(uint32_t staging, QueryRows<kHeadDim>& rows) {
   using Layout = TileLayout<kHeadDim, kQueryRows>;
   using Rows = QueryRows<kHeadDim>;
-  const int first_row = threadIdx.x / Rows::kPairs, chunk = threadIdx.x % Rows::kPairs;
+  const int chunk = threadIdx.x % Rows::kPairs;
 #pragma unroll
   for (int step = 0; step < Rows::kSteps; ++step) {
     rotate<T>(rows.first[step], rows.second[step], rows.angles[step]);
-    const int row = first_row + step * (kQueryThreads / Rows::kPairs);
-    store_shared(staging + Layout::offset(row, chunk), rows.first[step]);
-    store_shared(staging + Layout::offset(row, chunk + Rows::kPairs), rows.second[step]);
+    store_shared(staging + Layout::offset(Rows::row(step), chunk), rows.first[step]);
+    store_shared(staging + Layout::offset(Rows::row(step), chunk + Rows::kPairs), rows.second[step]);
   }
 }
 

@@ -105,6 +105,15 @@ __device__ __forceinline__ void feed_items(const Shared<kHeadDim>& shared, const
   }
 }
 
+// The warpgroups go their own ways but for this and the barriers of the buffers.
+__device__ __forceinline__ void meet_warpgroup() {
+  if (threadIdx.x < 128) {
+    meet(2, 128);
+  } else {
+    meet(3, 128);
+  }
+}
+
 // What follows the last key in memory may be anything, NaN too, which no weight of zero hides.
 template <int kHeadDim>
 __device__ __forceinline__ void clear_rows(uint32_t tile, int first) {
@@ -179,10 +188,10 @@ __device__ __forceinline__ void attend_items(const Shared<kHeadDim>& shared, con
   QueryRows<kHeadDim> rows = read_queries<T, kHeadDim>(params, item.tile, item.head);
   int done = 0;
   for (int index = blockIdx.x; index < items.count; index += gridDim.x) {
-    meet(1, kQueryThreads);  // the last outputs have left the queries' memory
+    meet_warpgroup();  // its last outputs have left the memory of its queries
     stage_queries<T>(shared.queries(), rows);
     publish_to_copy_engine();
-    meet(1, kQueryThreads);
+    meet_warpgroup();
     // Behind the last item it is read once more, for nothing.
     const Item next = items.at(params, min(index + static_cast<int>(gridDim.x), items.count - 1));
     float outputs[kHeadDim / 2] = {};
@@ -193,7 +202,7 @@ __device__ __forceinline__ void attend_items(const Shared<kHeadDim>& shared, con
       rows = read_queries<T, kHeadDim>(params, next.tile, next.head);
     }
     scale_rows(outputs, {inverse_of_total(softmax.sum[0]), inverse_of_total(softmax.sum[1])});
-    meet(2 + threadIdx.x / 128, 128);
+    meet_warpgroup();
     store_outputs<T, kHeadDim>(shared.queries(), params, item.tile, item.head, outputs);
     done += item.steps();
     item = next;
