@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from d3llm_trt.runtime.decoding.device_step import Bucket
 
 ROWS = (32, 64, 128, 256, 512, 1024)
-# A size is worth a graph of its own if it takes at most this share of the time of the next larger one.
-WORTH = 0.98
 
 
 @dataclass(frozen=True)
@@ -44,19 +42,6 @@ def token_sizes(most: int) -> tuple[int, ...]:
     """Numbers of rows to choose buckets from: steps of 8 up to 512, of 32 up to 1024, of 128 up to ``most``."""
     steps = [*range(8, 513, 8), *range(544, 1025, 32), *range(1152, most, 128)]
     return (*(size for size in steps if size < most), most)
-
-
-def efficient_sizes(times: Mapping[int, float]) -> tuple[int, ...]:
-    """Of the sizes with a measured time those that save time: ascending, the largest one included.
-
-    A size for which a larger one takes no longer is left out (376 rows can be faster than 384, and 383 not), and so is
-    one that saves too little to be worth a graph.
-    """
-    kept: list[int] = []
-    for size in sorted(times, reverse=True):
-        if not kept or times[size] < WORTH * times[kept[-1]]:
-            kept.append(size)
-    return tuple(reversed(kept))
 
 
 def _at_least(sizes: Sequence[int], wanted: int) -> int:

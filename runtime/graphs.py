@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from d3llm_trt.runtime.engines.base import Engine
 
 Policy = Literal["all", "largest", "off"]
 BLACKWELL = (10, 0)
+MOST_GRAPHS = 128
 _LOG = logging.getLogger(__name__)
 
 
@@ -32,10 +33,11 @@ def choose_policy(wanted: str | None, capability: tuple[int, int]) -> Policy:
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph, the entries it reads, and where its report goes on the host."""
+    """A graph, the slots it reads and what they hold now, and where its report goes on the host."""
 
     graph: torch.cuda.CUDAGraph
     slots: Tensor
+    entries: tuple[int, ...]
     report: Tensor
 
 
@@ -53,7 +55,7 @@ class GraphRunner:
         self._engine, self._state, self._buckets, self._enabled = engine, state, buckets, enabled
         self._graphs: dict[Bucket, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(engine.spec.device)
+        self.stream = torch.cuda.Stream(engine.spec.device)  # type: ignore[no-untyped-call]
 
     @property
     def captured(self) -> tuple[Bucket, ...]:
@@ -66,46 +68,58 @@ class GraphRunner:
         ``tokens`` and ``rows``: how many rows their windows and candidates need together.
         """
         bucket = self._buckets.at_least(len(slots), tokens, rows)
-        entries = torch.full((bucket.batch,), self._engine.spec.max_batch_size)
-        entries[: len(slots)] = torch.tensor(slots)
+        free = self._engine.spec.max_batch_size
+        entries = (*slots, *[free] * (bucket.batch - len(slots)))
         with torch.cuda.stream(self.stream):
             report = self._step(bucket, entries)
         self.stream.synchronize()
         return report[: len(slots)]
 
-    def _step(self, bucket: Bucket, entries: Tensor) -> Tensor:
+    def _step(self, bucket: Bucket, entries: tuple[int, ...]) -> Tensor:
         if not self._enabled:
-            return run_bucket(self._engine, self._state, entries.to(self._engine.spec.device), bucket).cpu()
-        captured = self._graphs.get(bucket)
+            return run_bucket(self._engine, self._state, self._on_device(entries), bucket).cpu()
+        captured = self._graphs.pop(bucket, None)
         if captured is None:
             return self._first_step(bucket, entries)
-        captured.slots.copy_(entries)
+        if captured.entries != entries:
+            captured.slots.copy_(torch.tensor(entries))
+            captured = replace(captured, entries=entries)
+        self._keep(bucket, captured)
         captured.graph.replay()
         return captured.report
 
-    def _first_step(self, bucket: Bucket, entries: Tensor) -> Tensor:
+    def _on_device(self, entries: tuple[int, ...]) -> Tensor:
+        return torch.tensor(entries, device=self._engine.spec.device)
+
+    def _keep(self, bucket: Bucket, captured: _Captured) -> None:
+        """The graph used last stands last; beyond MOST_GRAPHS the one unused for longest goes."""
+        self._graphs[bucket] = captured
+        if len(self._graphs) > MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+
+    def _first_step(self, bucket: Bucket, entries: tuple[int, ...]) -> Tensor:
         """Run the step on a copy of the state, capture it, replay it, and compare."""
         copy = self._state.clone()
-        slots = entries.to(self._engine.spec.device)
+        slots = self._on_device(entries)
         expected = run_bucket(self._engine, copy, slots, bucket).cpu()
         try:
-            captured = self._capture(bucket, slots)
+            captured = self._capture(bucket, slots, entries)
             captured.graph.replay()
             self.stream.synchronize()
         except RuntimeError as error:
             return self._give_up(copy, expected, f"bucket {bucket} could not be captured: {error}")
         if not (torch.equal(captured.report, expected) and _same(self._state.progress, copy.progress)):
             return self._give_up(copy, expected, f"the graph of bucket {bucket} differs from the step it was made from")
-        self._graphs[bucket] = captured
+        self._keep(bucket, captured)
         return captured.report
 
-    def _capture(self, bucket: Bucket, slots: Tensor) -> _Captured:
+    def _capture(self, bucket: Bucket, slots: Tensor, entries: tuple[int, ...]) -> _Captured:
         report = torch.zeros(bucket.batch, 5, dtype=torch.int64).pin_memory()
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
             report.copy_(run_bucket(self._engine, self._state, slots, bucket), non_blocking=True)
-        return _Captured(graph, slots, report)
+        return _Captured(graph, slots, entries, report)
 
     def _give_up(self, stepped: DecodingState, report: Tensor, reason: str) -> Tensor:
         """Go on without graphs from a state that was stepped without one."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d3llm_trt.runtime.buckets import Buckets, batch_sizes, efficient_sizes, token_sizes
+from d3llm_trt.runtime.buckets import Buckets, batch_sizes, token_sizes
 from d3llm_trt.runtime.decoding.device_step import Bucket
 from d3llm_trt.runtime.graphs import choose_policy
 
@@ -20,19 +20,6 @@ def test_batches_double_up_to_the_largest(most: int, sizes: tuple[int, ...]) -> 
 def test_token_sizes_ascend_to_what_the_engine_takes(most: int) -> None:
     sizes = token_sizes(most)
     assert sizes[-1] == most and list(sizes) == sorted(set(sizes))
-
-
-def test_sizes_that_save_no_time_are_left_out() -> None:
-    times = {8: 1.0, 16: 1.0, 368: 3.1, 376: 2.9, 384: 3.2, 392: 3.21, 512: 4.0}
-    assert efficient_sizes(times) == (16, 376, 392, 512)
-
-
-@given(st.dictionaries(st.integers(1, 4096), st.floats(0.1, 10), min_size=1), st.data())
-def test_no_larger_size_is_much_faster(times: dict[int, float], data: st.DataObject) -> None:
-    sizes = efficient_sizes(times)
-    wanted = data.draw(st.integers(1, max(times)))
-    taken = min(size for size in sizes if size >= wanted)
-    assert times[taken] * 0.97 <= min(time for size, time in times.items() if size >= wanted)
 
 
 @given(st.integers(1, 8), st.integers(1, 4096), st.data())

@@ -31,8 +31,8 @@ def plain_step(config: ModelConfig, weights: Mapping[str, Tensor]) -> Step:
 
     def attention(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = linear(f"{name}.qkv", x).unflatten(-1, (heads + 2 * kv_heads, config.head_dim)).transpose(1, 2)
-        q, k, v = qkv.split((heads, kv_heads, kv_heads), 1)
+        qkv = linear(f"{name}.qkv", x).view(*x.shape[:-1], heads + 2 * kv_heads, config.head_dim).transpose(1, 2)
+        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != kv_heads)
         return linear(f"{name}.output", out.transpose(1, 2).flatten(2))
@@ -73,9 +73,9 @@ def peer_seconds(config: ModelConfig, weights: Mapping[str, Tensor], tokens: int
 def _seconds(run: Callable[[], object], warm_up: int = 5, runs: int = 15) -> float:
     for _ in range(warm_up):
         run()
-    times = []
+    times: list[float] = []
     for _ in range(runs):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         run()
         end.record()
