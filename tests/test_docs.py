@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -40,6 +42,11 @@ def test_the_tiny_checkpoints_are_as_good_as_asked() -> None:
                 assert measured[f"LowConfidence, max_tokens {tokens}"]["exact"] >= 0.95
                 fast = measured[f"FullAttnMultiBlock 0.4, max_tokens {tokens}"]
                 assert fast["exact"] >= 0.93 and fast["tokens_per_forward"] >= 3 and fast["problems"] == 500
+
+
+def test_tables_of_measured_numbers_are_made_from_the_results() -> None:
+    check = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
+    assert subprocess.run(check, capture_output=True, text=True, check=False).stderr == ""
 
 
 def test_the_number_of_golden_cases() -> None:

@@ -1,0 +1,113 @@
+"""Tables of measured numbers in the documents, made from ``benchmarks/results``.
+
+``python benchmarks/tables.py`` rewrites what stands between ``<!-- table NAME -->`` and ``<!-- end NAME -->`` in
+README.md and docs/plugins.md; with ``--check`` it only says whether all of them are up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "plugins.md")
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns but the first are aligned to the right."""
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, rule, *rows))
+
+
+def attention_table() -> str:
+    """Attention kernels against torch's best."""
+    found = _read("kernels.json")
+    rows = []
+    for case in found["attention"]:
+        best = case["torch_attention_us"][case["torch_best"]]
+        whole = case["window_attention_us"]
+        rows.append(
+            (
+                case["shape"],
+                f"{best:.1f} ({case['torch_best']})",
+                f"{case['attend_us']:.1f}",
+                f"{case['attend_speed_over_torch']:.2f}",
+                f"{whole / case['whole_time_over_torch']:.1f}",
+                f"{whole:.1f}",
+            )
+        )
+    headings = ("", "torch attention, µs", "ours, µs", "speed", "torch, all three, µs", "ours, all three, µs")
+    return f"{found['device']}, torch {found['torch']}, bfloat16:\n\n" + markdown(headings, rows)
+
+
+def select_table() -> str:
+    """Select and commit."""
+    found = _read("kernels.json")
+    select = found["select"]
+    rows = [
+        ("select, 256 rows of 126,464 in bfloat16", f"{select['select_us']:.1f}"),
+        ("select with sampling", f"{select['select_sampling_us']:.1f}"),
+        ("select, 32 rows", f"{select['select_32_rows_us']:.1f}"),
+        ("select and commit", f"{select['select_and_commit_us']:.1f}"),
+        ("select in torch", f"{select['torch_select_us']:.0f}"),
+    ]
+    share = select["select_over_copy_bandwidth"]
+    table = markdown((found["device"], "µs"), rows)
+    return f"{table}\n\nSelect reads {share:.0%} of what a device copy moves per second."
+
+
+def steps_table() -> str:
+    """Whole steps and whole answers."""
+    found = _read("steps.json")
+    steps = [
+        (name, f"{case['milliseconds']:.2f}", f"{case['products']:.2f}", f"{case['target_ms_h200']:g}")
+        for name, case in found["steps"].items()
+    ]
+    steps += [(f"LLaDA, batch 1, {name}", f"{1e3 * time:.2f}", "", "") for name, time in found["peer_seconds"].items()]
+    answers = [
+        (case["what"], f"{case['input_len']}", f"{case['tokens_per_forward']:.2f}", f"{case['tokens_per_second']:.0f}")
+        for case in found["answers"]
+    ]
+    first = markdown((f"one step, {found['device']}", "ms", "of it products", "aim on an H200"), steps)
+    second = markdown(("256 tokens of LLaDA-8B's shape", "prompt", "tokens per pass", "tokens per second"), answers)
+    return f"{first}\n\n{second}"
+
+
+TABLES: dict[str, Callable[[], str]] = {"attention": attention_table, "select": select_table, "steps": steps_table}
+
+
+def renewed(text: str) -> str:
+    """A document with its tables made afresh. Raises KeyError on a table that does not exist."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end {name} -->"
+
+    return re.sub(r"<!-- table (\w+) -->.*?<!-- end \1 -->", table, text, flags=re.DOTALL)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Rewrite the documents, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a table is out of date")
+    check = parser.parse_args().check
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        if check and renewed(text) != text:
+            sys.exit(f"{document.relative_to(ROOT)} is out of date; run python benchmarks/tables.py")
+        if not check:
+            document.write_text(renewed(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
