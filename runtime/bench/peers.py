@@ -63,6 +63,8 @@ def peer_seconds(config: ModelConfig, weights: Mapping[str, Tensor], tokens: int
     ids = torch.randint(0, config.vocab_size - 1, (1, tokens), device=device)
     scored = torch.arange(tokens - rows, tokens, device=device)
     step = plain_step(config, weights)
+    for weight in weights.values():  # as a module's parameters are: a compiled graph reads them where they lie
+        torch._dynamo.mark_static_address(weight)
     compiled = torch.compile(step, mode="reduce-overhead")
     return {
         "torch, eager": _seconds(lambda: step(ids, scored)),
