@@ -3,7 +3,8 @@
 ``python benchmarks/steps.py --output benchmarks/results/steps.json``
 
 A step is everything: windows, forward pass, head on the candidates, select, commit. Its time is wall time, host
-included; ``busy`` is the time of its kernels, ``products`` that of the matrix products alone.
+included; ``busy`` is the time of its kernels, ``products`` that of the matrix products alone. ``steps`` and ``answers``
+are in bfloat16; the same of engines in FP8 is under ``fp8``, where the GPU has it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 
 from d3llm_trt import LLM, DecodingConfig, SamplingParams
+from d3llm_trt.config import OLDEST_FOR
 from d3llm_trt.runtime.bench.measure import measure, profiled
 from d3llm_trt.runtime.bench.peers import peer_seconds
 from d3llm_trt.runtime.bench.random_engine import random_engine, random_weights
@@ -33,7 +35,7 @@ SETTLED, TIMED = 4, 30  # steps
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of step and the most milliseconds it may take on an H200."""
+    """One kind of step and the most milliseconds it may take on an H200, in bfloat16 and in FP8."""
 
     name: str
     shape: str
@@ -41,14 +43,15 @@ class Case:
     prompt: int
     answer: int
     target_ms: float
+    fp8_target_ms: float
     cached: bool = False
 
 
 CASES = (
-    Case("LLaDA, batch 1, 376 tokens, 256 candidates", "llada-8b", 1, PROMPT, ANSWER, 9.3),
-    Case("LLaDA, batch 4, 4 x 376 tokens", "llada-8b", 4, PROMPT, ANSWER, 37.0),
-    Case("LLaDA, batch 1, window of 128 over 248 cached", "llada-8b", 1, 248, 128, 5.0, cached=True),
-    Case("Dream, batch 1, 376 tokens, 256 candidates", "dream-7b", 1, PROMPT, ANSWER, 9.0),
+    Case("LLaDA, batch 1, 376 tokens, 256 candidates", "llada-8b", 1, PROMPT, ANSWER, 9.3, 5.8),
+    Case("LLaDA, batch 4, 4 x 376 tokens", "llada-8b", 4, PROMPT, ANSWER, 37.0, 21.0),
+    Case("LLaDA, batch 1, window of 128 over 248 cached", "llada-8b", 1, 248, 128, 5.0, 3.0, cached=True),
+    Case("Dream, batch 1, 376 tokens, 256 candidates", "dream-7b", 1, PROMPT, ANSWER, 9.0, 5.6),
 )
 
 
@@ -72,7 +75,7 @@ def step_times(engine: Engine, case: Case) -> dict[str, object]:
     kinds = {kind: seconds / 10 * 1e3 for kind, seconds in profiled(lambda: _steps(decoder, slots, 10)).items()}
     return {
         "milliseconds": statistics.median(times) * 1e3,
-        "target_ms_h200": case.target_ms,
+        "target_ms_h200": case.fp8_target_ms if engine.spec.quantization else case.target_ms,
         "busy": sum(kinds.values()),
         "products": kinds.get("matrix products", 0.0),
         "kernels": kinds,
@@ -86,12 +89,16 @@ def _steps(decoder: Decoder, slots: Sequence[int], count: int) -> None:
 
 
 def answers(engine: Engine, runs: int) -> list[dict[str, object]]:
-    """Tokens per second through ``LLM.generate`` with acceptance simulated at the published rate."""
+    """Tokens per second through ``LLM.generate`` with acceptance simulated at the published rate; cached ones in
+    bfloat16 only.
+    """
     found: list[dict[str, object]] = []
     plain = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
     with LLM.over(SimulatedAcceptance(engine, RATE)) as llm:
         for batch in (1, 4, 8):
             found.append({"what": f"batch {batch}", **asdict(measure(llm, batch, PROMPT, plain, runs))})
+        if engine.spec.quantization:
+            return found
         for name, cached in (("no cache", {}), ("cache, delay 2", {"cache_delay_iter": 2})):
             params = SamplingParams(
                 max_tokens=ANSWER, ignore_eos=True, decoding=DecodingConfig("MultiBlock", threshold=0.5, **cached)
@@ -100,25 +107,35 @@ def answers(engine: Engine, runs: int) -> list[dict[str, object]]:
     return found
 
 
+def engines_measured(quantization: str | None) -> dict[str, object]:
+    """Steps of every case, and answers, in one precision."""
+    device, precision = torch.device("cuda"), quantization or "bfloat16"
+    results: dict[str, object] = {}
+    steps: dict[str, object] = {}
+    for shape in dict.fromkeys(case.shape for case in CASES):
+        engine = random_engine(shape, device=device, max_batch_size=8, max_seq_len=1280, quantization=quantization)
+        for case in CASES:
+            if case.shape == shape:
+                steps[case.name] = step_times(engine, case)
+                print(precision, case.name, json.dumps(steps[case.name]), flush=True)
+        if shape == "llada-8b":
+            results["answers"] = answers(engine, 3)
+            print(precision, json.dumps(results["answers"], indent=1), flush=True)
+        del engine
+        gc.collect()
+        torch.cuda.empty_cache()
+    return results | {"steps": steps}
+
+
 def run(output: Path) -> None:
     """Measure everything and write it to ``output``."""
     device = torch.device("cuda")
     results: dict[str, object] = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
-    steps: dict[str, object] = {}
-    for shape in dict.fromkeys(case.shape for case in CASES):
-        engine = random_engine(shape, device=device, max_batch_size=8, max_seq_len=1280)
-        for case in CASES:
-            if case.shape == shape:
-                steps[case.name] = step_times(engine, case)
-                print(case.name, json.dumps(steps[case.name]), flush=True)
-        if shape == "llada-8b":
-            results["answers"] = answers(engine, 3)
-            print(json.dumps(results["answers"], indent=1), flush=True)
-        del engine
-        gc.collect()
-        torch.cuda.empty_cache()
+    results |= engines_measured(None)
+    if torch.cuda.get_device_capability() >= OLDEST_FOR["fp8"]:
+        results["fp8"] = engines_measured("fp8")
     config, weights = random_weights("llada-8b", device=device, dtype=torch.bfloat16)
-    results |= {"steps": steps, "peer_seconds": peer_seconds(config, weights, PROMPT + ANSWER, ANSWER)}
+    results["peer_seconds"] = peer_seconds(config, weights, PROMPT + ANSWER, ANSWER)
     print(results["peer_seconds"])
     output.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -1,4 +1,7 @@
-"""Checkpoint -> engine directory, streamed: one packed tensor at a time is in memory."""
+"""Checkpoint -> engine directory, streamed: one packed tensor at a time is in memory.
+
+Quantization and plans need all weights at once: they take them mapped from a file of packed weights.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from filelock import FileLock
 import d3llm_trt
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import check_target, publish
-from d3llm_trt.build.weights_file import header_bytes, open_weights, write_weights
+from d3llm_trt.build.weights_file import file_bytes, open_weights, write_weights
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, EngineError, PluginError
 from d3llm_trt.manifest import (
@@ -32,10 +35,12 @@ from d3llm_trt.manifest import (
     write_manifest,
 )
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
 from d3llm_trt.tensorrt_module import load_tensorrt
 
 SPARE_BYTES = 64 << 20
+UNQUANTIZED_FILE = "unquantized.safetensors"
 FREE_SPACE = "free some space, or choose another directory"
 
 
@@ -75,7 +80,11 @@ def check_build(
 
 
 def _check_place(checkpoint: Checkpoint, target: Path, settings: BuildConfig, overwrite: bool) -> None:
-    """What may speak against a build besides its input: the target, the disk, a missing TensorRT."""
+    """What may speak against a build besides its input: sizes of layers, the target, the disk, a missing TensorRT."""
+    if settings.backend == "torch" and settings.quantization is not None:
+        from d3llm_trt.build.quantize import check_sizes
+
+        check_sizes(checkpoint.config)
     try:
         check_target(target, overwrite)
         _check_space(target, _engine_bytes(checkpoint.config, settings))
@@ -111,10 +120,13 @@ def _build(
 
 
 def _engine_bytes(config: ModelConfig, settings: BuildConfig) -> int:
-    shapes, dtype = config.tensor_shapes(), getattr(torch, settings.dtype)
-    packed = len(header_bytes(shapes, dtype)) + config.num_parameters * int(dtype.itemsize)
-    # A plan is built from the packed weights beside it.
-    return packed if settings.backend == "torch" else 2 * packed
+    """At the peak of the build: what is built from packed weights is written beside them."""
+    packed = file_bytes(packed_tensors(config, settings.dtype))
+    if settings.backend != "torch":
+        return 2 * packed
+    if settings.quantization is None:
+        return packed
+    return packed + file_bytes(packed_tensors(config, settings.dtype, settings.quantization))
 
 
 def _check_space(target: Path, size: int) -> None:
@@ -132,7 +144,11 @@ def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: 
 
     # The tokenizer first: a bad one is found before the long work.
     files = {name: file_facts(path / name) for name in convert_tokenizer(checkpoint.path, checkpoint.config, path)}
-    files[WEIGHTS_FILE] = _write_weights(checkpoint, settings, path / WEIGHTS_FILE, progress)
+    errors: dict[str, float] = {}
+    if settings.backend == "torch" and settings.quantization is not None:
+        files[WEIGHTS_FILE], errors = _write_quantized(checkpoint, settings, path, progress)
+    else:
+        files[WEIGHTS_FILE] = _write_weights(checkpoint, settings, path / WEIGHTS_FILE, progress)
     backend_version: str = str(torch.__version__)
     capabilities: tuple[str, ...] = ()
     if settings.backend != "torch":
@@ -147,18 +163,42 @@ def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: 
         files=files,
         compute_capabilities=capabilities,
         plugin=_plugin_facts(settings),
+        quantization_errors=errors,
     )
     write_manifest(path, manifest)
 
 
 def _write_weights(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None) -> FileFacts:
-    shapes, dtype = checkpoint.config.tensor_shapes(), getattr(torch, settings.dtype)
-    tensors = _reported(checkpoint.packed_tensors(), len(shapes), progress)
+    forms = packed_tensors(checkpoint.config, settings.dtype)
+    tensors = _reported("pack weights", checkpoint.packed_tensors(), forms, progress)
     try:
-        return write_weights(path, shapes, dtype, tensors)
+        return write_weights(path, forms, tensors)
     except OverflowError as error:
         fix = "choose bfloat16 or float32"
         raise BuildError(f"dtype is {settings.dtype!r}, too small a range for tensor {error}; {fix}") from error
+
+
+def _write_quantized(
+    checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None
+) -> tuple[FileFacts, dict[str, float]]:
+    """Calibrate on unquantized weights, mapped from a file that goes away; write the others. Returns layers' errors."""
+    from d3llm_trt.build.quantize import ROUNDS, calibrate, output_errors, packed_fp8, scales_for
+
+    config, unquantized = checkpoint.config, path / UNQUANTIZED_FILE
+    _write_weights(checkpoint, settings, unquantized, progress)
+    checkpoint.close()
+    packed = open_weights(unquantized)
+    weights = {name: packed.tensor(name) for name in config.tensor_shapes()}
+    calibration = calibrate(config, weights, progress)
+    scales = scales_for(config, weights, calibration)
+    errors = output_errors(config, weights, scales, calibration.canvas)
+    if progress is not None:
+        progress("calibrate", ROUNDS + 1, ROUNDS + 1)
+    forms = packed_tensors(config, settings.dtype, settings.quantization)
+    tensors = _reported("quantize weights", packed_fp8(config, weights, scales), forms, progress)
+    facts = write_weights(path / WEIGHTS_FILE, forms, tensors)
+    unquantized.unlink()
+    return facts, errors
 
 
 def _write_plan(
@@ -182,12 +222,12 @@ def _write_plan(
 
 
 def _reported(
-    tensors: Iterator[tuple[str, torch.Tensor]], total: int, progress: Progress | None
+    stage: str, tensors: Iterator[tuple[str, torch.Tensor]], forms: dict[str, TensorForm], progress: Progress | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for done, item in enumerate(tensors, start=1):
         yield item
         if progress is not None:
-            progress("pack weights", done, total)
+            progress(stage, done, len(forms))
 
 
 def build_cached_engine(

@@ -20,10 +20,12 @@ import torch
 from d3llm_trt.config import is_integer
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.manifest import FileFacts
+from d3llm_trt.model.packing import TensorForm
 from d3llm_trt.strict_json import parse_object
 
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-FORMAT_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+# What is written; read as weights of a model are only the dtypes above.
+FORMAT_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float8_e4m3fn": "F8_E4M3"}
 MAX_HEADER_BYTES = 100_000_000
 DOWNLOAD_AGAIN = "download the file again"
 _LENGTH = struct.Struct("<Q")
@@ -163,40 +165,46 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(is_integer(value) and value >= 0 for value in values)
 
 
-def header_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
+def file_bytes(forms: Mapping[str, TensorForm]) -> int:
+    """Size of a file with these tensors."""
+    return len(header_bytes(forms)) + sum(form.num_bytes for form in forms.values())
+
+
+def header_bytes(forms: Mapping[str, TensorForm]) -> bytes:
     """Length and header of a file with these tensors, one behind the other in this order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    for name, form in forms.items():
+        begin, end = end, end + form.num_bytes
+        header[name] = {"dtype": FORMAT_NAMES[form.dtype], "shape": list(form.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     return _LENGTH.pack(len(text)) + text
 
 
 def write_weights(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensors: Iterable[tuple[str, torch.Tensor]]
+    path: Path, forms: Mapping[str, TensorForm], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> FileFacts:
-    """Write ``tensors``, which come in the order of ``shapes``, converting them to ``dtype`` piece by piece.
+    """Write ``tensors``, which come in the order of ``forms``, converting them to its dtypes piece by piece.
 
-    Raises OverflowError naming the tensor that has a value beyond the range of ``dtype``.
+    Raises OverflowError naming the tensor that has a value beyond the range of its dtype.
     """
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for piece in _pieces(shapes, dtype, tensors):
+        for piece in _pieces(forms, tensors):
             digest.update(piece)
             size += file.write(piece)
     return FileFacts(digest.hexdigest(), size)
 
 
 def _pieces(
-    shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensors: Iterable[tuple[str, torch.Tensor]]
+    forms: Mapping[str, TensorForm], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[bytes | memoryview]:
-    yield header_bytes(shapes, dtype)
-    for (name, shape), (given, tensor) in zip(shapes.items(), tensors, strict=True):
-        if (name, shape) != (given, tuple(tensor.shape)):
-            raise ValueError(f"tensor {given} {tuple(tensor.shape)} comes where {name} {shape} was announced")
+    yield header_bytes(forms)
+    for (name, form), (given, tensor) in zip(forms.items(), tensors, strict=True):
+        if (name, form.shape) != (given, tuple(tensor.shape)):
+            raise ValueError(f"tensor {given} {tuple(tensor.shape)} comes where {name} {form.shape} was announced")
+        dtype = getattr(torch, form.dtype)
         flat = tensor.contiguous().view(-1)
         for start in range(0, flat.numel(), _CHUNK_ELEMENTS):
             chunk = flat[start : start + _CHUNK_ELEMENTS]

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.packing import DTYPE_BYTES, packed_tensors, quantized_layers
 
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Peak anonymous memory of TensorRT's builder over the packed weights (benchmarks/results/plan_scale.json).
 PLAN_MEMORY = 1.1
+# Of one weight that is quantized: itself in float32, the difference to it, and what both are made from.
+FLOAT32_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -36,27 +38,29 @@ def estimate(config: ModelConfig, settings: BuildConfig) -> Capacity:
     """Of a resolved configuration. Activations are those of a pass with all its rows through the LM head."""
     size, seq, tokens = DTYPE_BYTES[settings.dtype], settings.max_seq_len, settings.max_num_tokens
     assert seq is not None and tokens is not None
-    weights = _weight_bytes(config, size, settings.quantization)
+    forms = packed_tensors(config, settings.dtype, settings.quantization)
+    weights = sum(form.num_bytes for form in forms.values())
     widest = max(2 * config.intermediate_size, config.qkv_size + config.num_heads * config.head_dim)
     activations = tokens * size * (3 * config.hidden_size + widest + config.vocab_size)
-    is_plan = settings.backend != "torch"
-    largest = max(math.prod(shape) for shape in config.tensor_shapes().values()) * size
     return Capacity(
         weights=weights,
         kv_cache=settings.max_batch_size * seq * config.kv_values_per_token * size,
         activations=activations,
         disk=weights,
-        memory=int(config.num_parameters * size * PLAN_MEMORY) if is_plan else largest,
+        memory=_build_bytes(config, settings),
     )
 
 
-def _weight_bytes(config: ModelConfig, size: int, quantization: str | None) -> int:
-    """Linear layers of the blocks take one byte per value in FP8; everything else ``size``."""
-    total = 0
-    for name, shape in config.tensor_shapes().items():
-        small = quantization == "fp8" and name.startswith("layers.") and len(shape) == 2
-        total += math.prod(shape) * (1 if small else size)
-    return total
+def _build_bytes(config: ModelConfig, settings: BuildConfig) -> int:
+    """Anonymous memory at the peak of a build; weights on the disk are mapped."""
+    size, shapes = DTYPE_BYTES[settings.dtype], config.tensor_shapes()
+    if settings.backend != "torch":
+        return int(config.num_parameters * size * PLAN_MEMORY)
+    streamed = max(math.prod(shape) for shape in shapes.values()) * size
+    if settings.quantization is None:
+        return streamed
+    quantized = max(math.prod(shapes[f"{name}.weight"]) for name in quantized_layers(config))
+    return max(streamed, quantized * FLOAT32_COPIES * DTYPE_BYTES["float32"])
 
 
 def shown_bytes(count: int) -> str:

@@ -11,7 +11,7 @@ import click
 
 from d3llm_trt.cli_generate import decoding_config, decoding_options
 from d3llm_trt.cli_types import PATH, Several
-from d3llm_trt.config import require
+from d3llm_trt.config import QUANTIZATIONS, require
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.runtime.decoding.config import DecodingConfig
 
@@ -35,6 +35,7 @@ SHAPE_NAMES = ("llada-8b", "dream-7b")
 @decoding_options
 @click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
 @click.option("--dtype", type=click.Choice(("bfloat16", "float16", "float32")), help="Of --shape, or of a checkpoint.")
+@click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Of --shape.", show_default="none")
 @click.option("--cuda-graphs", type=click.Choice(("all", "largest", "off")), help="By default what the GPU can.")
 @click.option("--breakdown", is_flag=True, help="Also where a step's time goes, by kind of kernel; needs a GPU.")
 @click.option("--peers", is_flag=True, help="With --shape: also plain torch, eager and compiled; needs a GPU.")
@@ -70,6 +71,9 @@ def _check(model: Path | None, shape: str | None, options: dict[str, Any]) -> No
     require(rate is None or 1 <= rate <= options["output_len"], "--simulated-tpf", rate, "1 up to --output-len")
     if shape is None and (options["peers"] or options["layers"]):
         raise ConfigError("--peers and --layers go with --shape; give a shape, or leave them out")
+    if shape is None and options["quantization"]:
+        fix = "build the engine with it, and give its directory"
+        raise ConfigError(f"--quantization is {options['quantization']!r}, which goes with --shape; {fix}")
 
 
 def _measure(model: Path | None, shape: str | None, options: dict[str, Any]) -> Report:
@@ -80,7 +84,7 @@ def _measure(model: Path | None, shape: str | None, options: dict[str, Any]) -> 
     require(device.type == "cuda" or not (options["breakdown"] or options["peers"]), "--device", str(device), "a GPU")
     decoding = decoding_config(options)
     report = Report(
-        model=str(model) if model else f"{shape}, random weights",
+        model=str(model) if model else f"{shape}, random weights{_in_precision(options['quantization'])}",
         device=device_name(device),
         decoding=asdict(decoding),
         simulated_tpf=options["simulated_tpf"],
@@ -89,6 +93,10 @@ def _measure(model: Path | None, shape: str | None, options: dict[str, Any]) -> 
     peers = _peers(shape, options, device) if options["peers"] and shape else {}
     with _open(model, shape, options, device) as llm:
         return replace(_with_runs(report, llm, options, decoding), peers=peers)
+
+
+def _in_precision(quantization: str | None) -> str:
+    return "" if quantization is None else f" in {quantization}"
 
 
 def _open(model: Path | None, shape: str | None, options: dict[str, Any], device: Any) -> LLM:
@@ -117,6 +125,7 @@ def _open(model: Path | None, shape: str | None, options: dict[str, Any], device
             max_batch_size=batch,
             max_seq_len=options["input_len"] + options["output_len"],
             layers=options["layers"],
+            quantization=options["quantization"],
         )
     if options["simulated_tpf"] is not None:
         engine = SimulatedAcceptance(engine, options["simulated_tpf"])

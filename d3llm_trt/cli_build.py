@@ -44,7 +44,12 @@ def tensorrt_options(command: Command) -> Command:
 @click.option("--output", "-o", type=PATH, required=True, help="Engine directory to write.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="torch", help="How the network is compiled.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Of weights; auto keeps the checkpoint's.")
-@click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Of linear layers.", show_default="none")
+@click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS),
+    help="Of linear layers, weights and inputs, all but the LM head; needs compute capability 8.9 on a GPU.",
+    show_default="none",
+)
 @click.option("--max-batch-size", type=int, default=8, help="Requests decoded together.")
 @click.option(
     "--max-seq-len", type=int, show_default="the model's limit, at most 2048", help="Prompt plus answer of one request."

@@ -227,7 +227,9 @@ class BuildConfig:
 
     def _resolved_tensorrt(self, seq: int, tokens: int) -> TensorRTConfig | None:
         if self.backend == "torch":
-            require(self.quantization is None, "quantization", self.quantization, "None with the torch backend")
+            if self.quantization is not None:
+                half = ("bfloat16", "float16")
+                require(self.dtype in half, "dtype", self.dtype, f"{', '.join(half)} with {self.quantization}")
             if self.tensorrt is not None:
                 given = [f"{name} is {value!r}" for name, value in self.tensorrt.changes().items()]
                 what = given[0] if given else "tensorrt is set"

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from d3llm_trt.capacity import DTYPE_BYTES, shown_bytes
+from d3llm_trt.capacity import shown_bytes
 from d3llm_trt.engine_source import GIVE_EITHER
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import Manifest, is_engine, load_manifest, verify_files
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.packing import DTYPE_BYTES
 from d3llm_trt.paths import require_directory
 from d3llm_trt.tokenizer_files import TOKENIZER_FILE
 
@@ -45,11 +46,24 @@ def engine_facts(path: Path, verify: bool = False) -> Facts:
         "max_batch_size": build.max_batch_size,
         "max_seq_len": build.max_seq_len,
         "max_num_tokens": build.max_num_tokens,
-        **(plan_facts(manifest) if build.tensorrt is not None else {}),
+        **(plan_facts(manifest) if build.tensorrt is not None else _quantization_facts(manifest)),
         "tokenizer": (path / TOKENIZER_FILE).is_file(),
         "size": _size(path),
         "files": sorted(manifest.files),
         "verified": verify,
+    }
+
+
+def _quantization_facts(manifest: Manifest) -> Facts:
+    """Of packed weights: the precision of linear layers, and the largest error of one."""
+    errors = manifest.quantization_errors
+    if not errors:
+        return {}
+    worst = max(errors, key=errors.__getitem__)
+    return {
+        "quantization": manifest.build_config.quantization,
+        "largest_quantization_error": round(errors[worst], 5),
+        "layer_of_largest_error": worst,
     }
 
 

@@ -58,6 +58,8 @@ class Manifest:
         plugin: None if the engine needs no plugin library.
         checkpoint_fingerprint: of the checkpoint it was built from.
         files: every file of the directory but the manifest.
+        quantization_errors: by linear layer whose packed weight is quantized, the relative error of its output while
+            the scales were measured.
         format_version: of the directory.
     """
 
@@ -69,6 +71,7 @@ class Manifest:
     files: Mapping[str, FileFacts]
     compute_capabilities: tuple[str, ...] = ()
     plugin: PluginFacts | None = None
+    quantization_errors: Mapping[str, float] = field(default_factory=dict)
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
@@ -91,6 +94,8 @@ class Manifest:
             "build_config": self.build_config.to_dict(),
             "files": {name: vars(facts) for name, facts in sorted(self.files.items())},
         }
+        if self.quantization_errors:
+            values["quantization_errors"] = dict(self.quantization_errors)
         return {**values, "checksum": _checksum(values)}
 
 
@@ -149,13 +154,16 @@ def _from_values(values: dict[str, Any]) -> Manifest:
         "compute_capabilities": list, "plugin": (dict, type(None)), "checkpoint_fingerprint": str,
         "pretrained_config": dict, "build_config": dict, "files": dict, "checksum": str,
     }  # fmt: skip
-    if wrong := sorted(expected.keys() ^ values.keys()):
+    errors = values.get("quantization_errors", {})
+    if wrong := sorted(expected.keys() ^ values.keys() - {"quantization_errors"}):
         raise ConfigError(f"missing or unknown keys {wrong}")
     for name, kind in expected.items():
         if not isinstance(values[name], kind):  # type: ignore[arg-type]
             raise ConfigError(f"{name} is {values[name]!r}, which is of the wrong type")
     if values["checksum"] != _checksum({name: value for name, value in values.items() if name != "checksum"}):
         raise ConfigError("its content does not match its checksum, so it was changed after the build")
+    if not isinstance(errors, dict) or not all(is_number(error) for error in errors.values()):
+        raise ConfigError(f"quantization_errors is {errors!r}; expected numbers by layer")
     build_config = from_mapping(BuildConfig, values["build_config"], "build_config")
     if build_config.backend != values["backend"]:
         raise ConfigError(f"backend is {values['backend']!r}, but {build_config.backend!r} in build_config")
@@ -168,6 +176,7 @@ def _from_values(values: dict[str, Any]) -> Manifest:
         files={name: _file_facts(name, facts) for name, facts in values["files"].items()},
         compute_capabilities=tuple(map(str, values["compute_capabilities"])),
         plugin=None if values["plugin"] is None else from_mapping(PluginFacts, values["plugin"], "plugin"),
+        quantization_errors=errors,
     )
 
 

@@ -121,6 +121,17 @@ class SiluMulParams(Params):
     ]
 
 
+class QuantizeFp8Params(Params):
+    """``d3llm_quantize_fp8_params``."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        *_pointers("x out scale"),
+        *_sizes("count"),
+        *_codes("dtype"),
+    ]
+
+
 # By the name of the launcher without its prefix, as in ``d3llm_write_kv``.
 LAUNCHERS: dict[str, type[Params]] = {
     "write_kv": AttentionParams,
@@ -131,4 +142,5 @@ LAUNCHERS: dict[str, type[Params]] = {
     "commit": CommitParams,
     "rms_norm": RmsNormParams,
     "silu_mul": SiluMulParams,
+    "quantize_fp8": QuantizeFp8Params,
 }

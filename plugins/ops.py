@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.plugins import library, reference
-from d3llm_trt.plugins.c_structs import AttentionParams, RmsNormParams, SelectParams, SiluMulParams
+from d3llm_trt.plugins.c_structs import (
+    AttentionParams,
+    QuantizeFp8Params,
+    RmsNormParams,
+    SelectParams,
+    SiluMulParams,
+)
 from d3llm_trt.plugins.tensors import address, dtype_code, launch
 
 HALF = (torch.float16, torch.bfloat16)
@@ -35,13 +41,16 @@ _library.define(
     "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)"
 )
 _library.define("silu_mul(Tensor gate_up, Tensor? out_scale=None) -> Tensor")
+_library.define("quantize_fp8(Tensor x, Tensor scale) -> Tensor")
 
-# What to call: as the functions of the same name in reference.py; select takes the fields of SampleKeys.
+# What to call: as the functions of the same name in reference.py; select takes the fields of SampleKeys, and
+# quantize_fp8 is to_fp8.
 window_attention = torch.ops.d3llm.window_attention.default
 select = torch.ops.d3llm.select.default
 rms_norm = torch.ops.d3llm.rms_norm.default
 add_rms_norm = torch.ops.d3llm.add_rms_norm.default
 silu_mul = torch.ops.d3llm.silu_mul.default
+quantize_fp8 = torch.ops.d3llm.quantize_fp8.default
 
 
 def is_compiled(op: str, dtype: torch.dtype, width: int = 0) -> bool:
@@ -207,9 +216,11 @@ def _out_dtype(x: Tensor, out_scale: Tensor | None) -> torch.dtype:
 
 
 def _scale_pointer(name: str, out_scale: Tensor | None, device: torch.device) -> int | None:
-    if out_scale is None:
-        return None
-    return address(f"{name}: out_scale", out_scale.view(-1), torch.float32, (1,), device)
+    return None if out_scale is None else _scalar_pointer(f"{name}: out_scale", out_scale, device)
+
+
+def _scalar_pointer(name: str, scalar: Tensor, device: torch.device) -> int:
+    return address(name, scalar.view(-1), torch.float32, (1,), device)
 
 
 def _norm(
@@ -271,12 +282,32 @@ def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
     return out
 
 
+def _new_quantized(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format)
+
+
+def _quantize_fp8_cuda(x: Tensor, scale: Tensor) -> Tensor:
+    if not is_compiled("quantize_fp8", x.dtype):
+        return reference.to_fp8(x, scale)
+    x, out = x.contiguous(), _new_quantized(x, scale)
+    params = QuantizeFp8Params(
+        x=x.data_ptr(),
+        out=out.data_ptr(),
+        scale=_scalar_pointer("quantize_fp8: scale", scale, x.device),
+        count=x.numel(),
+        dtype=dtype_code(x.dtype),
+    )
+    launch("quantize_fp8", params, x.device)
+    return out
+
+
 for _name, _cpu, _cuda, _meta in (
     ("window_attention", reference.window_attention, _window_attention_cuda, _new_attended),
     ("select", _select_cpu, _select_cuda, _new_selected),
     ("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed),
     ("add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added),
     ("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated),
+    ("quantize_fp8", reference.to_fp8, _quantize_fp8_cuda, _new_quantized),
 ):
     _library.impl(_name, _cpu, "CPU")
     _library.impl(_name, _cuda, "CUDA")

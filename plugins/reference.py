@@ -89,9 +89,22 @@ def silu_mul(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
     return _scaled(F.silu(gate) * up, out_scale)
 
 
+def fp8_scale(peak: Tensor) -> Tensor:
+    """The scale, in float32, in which the largest FP8 number is ``peak``."""
+    return (peak.float() / FP8_MAX).clamp(min=1e-12)
+
+
 def to_fp8(x: Tensor, scale: Tensor) -> Tensor:
     """``x / scale`` as the nearest FP8 number; beyond the range the largest one."""
     return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+
+
+def fp8_linear(
+    x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """``x[T, in] @ weight[out, in].T`` plus ``bias[out]`` of FP8 numbers in units of their scales, in ``dtype``."""
+    product = F.linear(x.float(), weight.float()) * (x_scale * weight_scale)
+    return (product if bias is None else product + bias.float()).to(dtype)
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:

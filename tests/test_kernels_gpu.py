@@ -340,6 +340,25 @@ def test_fp8_is_the_rounded_result_in_units_of_the_scale(scale: float, width: in
         assert torch.equal(small.view(torch.uint8), reference.to_fp8(plain, factor).view(torch.uint8))
 
 
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("shape", [(0, 16), (1, 1), (3, 333), (1, 8), (376, 4096), (7, 3584)])
+def test_quantize_fp8_is_to_fp8(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x = (torch.randn(shape, device="cuda") * 100).to(dtype)
+    if x.numel() > 1000:
+        x.view(-1)[:4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-7], device="cuda")
+    views = [x, x.t()] if x.numel() else [x]
+    if x.numel() > 1:
+        views.append(x.view(-1)[1:])
+    for scale in (0.02, 1.0, 0.37):
+        factor = torch.tensor(scale, device="cuda")
+        for view in views:
+            with poisoned_outputs():
+                found = ops.quantize_fp8(view, factor)
+            assert found.shape == view.shape and found.is_contiguous()
+            wanted = reference.to_fp8(view, factor).contiguous()
+            assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+
+
 def test_rows_that_are_not_aligned() -> None:
     """Views that start anywhere are read element by element."""
     memory = torch.randn(3 * 64 + 1, device="cuda").to(torch.bfloat16)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.plugins import ops
+from d3llm_trt.plugins import ops, reference
 
 RotaryTables = tuple[Tensor, Tensor]
 
@@ -42,13 +42,30 @@ def rotary_tables(config: ModelConfig, positions: int, device: torch.device | No
     return angles.cos(), angles.sin()
 
 
+def fp8_linear(
+    x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """``x @ weight.T`` of FP8 numbers in units of their scales, in ``dtype``: see ``reference.fp8_linear``.
+
+    On a GPU of compute capability 8.9 or newer it is one kernel. That takes any number of rows; the sizes of the
+    weight are multiples of 16.
+    """
+    if not x.is_cuda or len(x) == 0:
+        return reference.fp8_linear(x, weight, x_scale, weight_scale, bias, dtype)
+    return torch._scaled_mm(
+        x, weight.t(), scale_a=x_scale, scale_b=weight_scale, bias=bias, out_dtype=dtype, use_fast_accum=True
+    )
+
+
 class TorchOps:
     """The Ops protocol over torch tensors, for one forward pass.
 
+    Linear layers that have scales run in FP8; whatever comes before one then gives FP8 in units of its input scale.
+
     Args:
         config: the network.
-        weights: packed weights by name (:meth:`ModelConfig.tensor_shapes`), all of one dtype and device.
-        kv_cache: ``[layers, slots, 2, kv_heads, max_seq, head_dim]``, same dtype and device.
+        weights: packed weights by name (:func:`packed_tensors`), all on one device.
+        kv_cache: ``[layers, slots, 2, kv_heads, max_seq, head_dim]`` on the same device, in the dtype of activations.
         windows: the windows of the batch.
         tables: :func:`rotary_tables` for all positions of a slot.
     """
@@ -67,18 +84,27 @@ class TorchOps:
         self._windows = windows
         self._cos, self._sin = tables
         self._norm_after = _norms_after_sums(config)
+        self._linear_after = _linear_layers_after(config)
         self._ahead: tuple[str, Tensor, Tensor] | None = None  # a norm, its input, and its output
 
     def embedding(self, name: str, ids: Tensor) -> Tensor:
         return F.embedding(ids, self._weights[f"{name}.weight"])
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+        weight, bias = self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias")
+        weight_scale = self._weights.get(f"{name}.weight_scale")
+        if weight_scale is None:
+            return F.linear(x, weight, bias)
+        x_scale = self._weights[f"{name}.input_scale"]
+        if x.dtype != weight.dtype:
+            x = ops.quantize_fp8(x, x_scale)
+        return fp8_linear(x, weight, x_scale, weight_scale, bias, self._kv_cache.dtype)
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
         if self._ahead is not None and self._ahead[0] == name and self._ahead[1] is x:
             return self._ahead[2]
-        normed: Tensor = ops.rms_norm(x, self._weights[f"{name}.weight"], self._config.rms_norm_eps)
+        weight, scale = self._weights[f"{name}.weight"], self._scale_after(name)
+        normed: Tensor = ops.rms_norm(x, weight, self._config.rms_norm_eps, scale)
         return normed
 
     def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
@@ -88,7 +114,8 @@ class TorchOps:
             return x + y
         normed: Tensor
         total: Tensor
-        normed, total = ops.add_rms_norm(x, y, self._weights[f"{norm}.weight"], self._config.rms_norm_eps)
+        weight, scale = self._weights[f"{norm}.weight"], self._scale_after(norm)
+        normed, total = ops.add_rms_norm(x, y, weight, self._config.rms_norm_eps, scale)
         self._ahead = (norm, total, normed)
         return total
 
@@ -100,11 +127,16 @@ class TorchOps:
         return attended
 
     def gated_mlp(self, name: str, gate_up: Tensor) -> Tensor:
-        gated: Tensor = ops.silu_mul(gate_up)
+        gated: Tensor = ops.silu_mul(gate_up, self._scale_after(name))
         return gated
 
     def gather_rows(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]
+
+    def _scale_after(self, name: str) -> Tensor | None:
+        """Input scale of the linear layer that takes the result of ``name``, if it runs in FP8."""
+        following = self._linear_after.get(name)
+        return None if following is None else self._weights.get(f"{following}.input_scale")
 
 
 def _norms_after_sums(config: ModelConfig) -> dict[str, str]:
@@ -113,3 +145,10 @@ def _norms_after_sums(config: ModelConfig) -> dict[str, str]:
     norms = {f"{name}.attention.residual": f"{name}.mlp_norm" for name in layers}
     following = itertools.pairwise(layers)
     return norms | {f"{name}.mlp.residual": f"{after}.attention_norm" for name, after in following}
+
+
+def _linear_layers_after(config: ModelConfig) -> dict[str, str]:
+    """Name of the linear layer that alone takes the result of each norm and gated MLP of the blocks."""
+    pairs = (("attention_norm", "attention.qkv"), ("mlp_norm", "mlp.gate_up"), ("mlp", "mlp.down"))
+    layers = [f"layers.{layer}" for layer in range(config.num_layers)]
+    return {f"{layer}.{name}": f"{layer}.{linear}" for layer in layers for name, linear in pairs}

@@ -254,6 +254,20 @@ typedef struct d3llm_silu_mul_params {
 
 D3LLM_API d3llm_status d3llm_silu_mul(const d3llm_silu_mul_params* params, void* stream);
 
+/* out = x / *scale of count values, rounded to the nearest FP8 number (float8_e4m3) and saturated; dtype is float16 or
+ * bfloat16.
+ */
+typedef struct d3llm_quantize_fp8_params {
+  size_t struct_size;
+  const void* x;
+  void* out;
+  const float* scale;
+  int64_t count;
+  int32_t dtype; /* of x */
+} d3llm_quantize_fp8_params;
+
+D3LLM_API d3llm_status d3llm_quantize_fp8(const d3llm_quantize_fp8_params* params, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,4 +1,5 @@
-// Residual + RMSNorm and SiLU x up, each rounded where the tensor code rounds, with FP8 output where asked for.
+// Residual + RMSNorm and SiLU x up, each rounded where the tensor code rounds, with FP8 output where asked for; and
+// the same FP8 of what another kernel gave.
 #include "kernels/elementwise.h"
 
 #include <cuda_bf16.h>
@@ -129,6 +130,15 @@ __global__ void __launch_bounds__(256) silu_mul_kernel(const d3llm_silu_mul_para
   store_result<T, kWidth>(p.out, row * p.intermediate_size + column, gate, p.out_scale);
 }
 
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(256) quantize_fp8_kernel(const d3llm_quantize_fp8_params p) {
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
+  if (at >= p.count) return;
+  float x[kWidth];
+  load<T, kWidth>(p.x, at, x);
+  store_fp8<kWidth>(p.out, at, x, *p.scale);
+}
+
 template <typename... Pointers>
 bool vectorizable(int64_t columns, Pointers... pointers) {
   return columns % kVector == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
@@ -169,6 +179,19 @@ void silu_mul(const d3llm_silu_mul_params& params, cudaStream_t stream) {
   silu_mul_width<T, 1>(params, stream);
 }
 
+template <typename T, int kWidth>
+void quantize_fp8_width(const d3llm_quantize_fp8_params& params, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  const auto blocks = static_cast<unsigned>((params.count / kWidth + kThreads - 1) / kThreads);
+  quantize_fp8_kernel<T, kWidth><<<blocks, kThreads, 0, stream>>>(params);
+}
+
+template <typename T>
+void quantize_fp8(const d3llm_quantize_fp8_params& params, cudaStream_t stream) {
+  if (vectorizable(params.count, params.x, params.out)) return quantize_fp8_width<T, kVector>(params, stream);
+  quantize_fp8_width<T, 1>(params, stream);
+}
+
 }  // namespace
 
 cudaError_t launch_rms_norm(const d3llm_rms_norm_params& params, cudaStream_t stream) {
@@ -185,6 +208,15 @@ cudaError_t launch_silu_mul(const d3llm_silu_mul_params& params, cudaStream_t st
     silu_mul<__half>(params, stream);
   } else {
     silu_mul<__nv_bfloat16>(params, stream);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t launch_quantize_fp8(const d3llm_quantize_fp8_params& params, cudaStream_t stream) {
+  if (params.dtype == D3LLM_FLOAT16) {
+    quantize_fp8<__half>(params, stream);
+  } else {
+    quantize_fp8<__nv_bfloat16>(params, stream);
   }
   return cudaGetLastError();
 }

@@ -19,7 +19,7 @@ from d3llm_trt.runtime.sampling_params import SamplingParams
 KERNEL_CLASSES = (
     ("attention", "attend|write_kv|flash|fmha|sdpa"),
     ("matrix products", "gemm|cutlass|nvjet|xmma|splitk|cublas"),
-    ("norm and activation", "rms_norm|silu"),
+    ("norm and activation", "rms_norm|silu|quantize"),
     ("select", "select"),
     ("commit and gather", "commit|gather_kernel"),
     ("copies", "memcpy|memset|copy"),

@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from d3llm_trt.config import OLDEST_FOR, require
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import REBUILD, WEIGHTS_FILE, Manifest
-from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.ops import is_compiled
@@ -26,7 +27,7 @@ class TorchEngine:
     Args:
         spec: what it is and can take; its KV cache is allocated here. Where attention runs in our kernel, nothing waits
             for the GPU, so the engine's own spec says that it can be captured.
-        weights: packed weights by name (:meth:`ModelConfig.tensor_shapes`) in the spec's dtype, on its device.
+        weights: by name (:func:`packed_tensors` of the spec's dtype and quantization), on its device.
 
     Raises EngineError if the KV cache does not fit the memory.
     """
@@ -45,7 +46,9 @@ class TorchEngine:
     @classmethod
     def load(cls, directory: Path, manifest: Manifest, spec: EngineSpec) -> TorchEngine:
         """From an engine directory whose files were verified. Raises EngineError naming what is wrong."""
-        weights = _load_weights(directory / WEIGHTS_FILE, manifest.model_config, spec.dtype, spec.device)
+        check_precision(spec)
+        forms = packed_tensors(manifest.model_config, manifest.build_config.dtype, spec.quantization)
+        weights = _load_weights(directory / WEIGHTS_FILE, forms, spec.device)
         return cls(spec, weights)
 
     @torch.inference_mode()
@@ -60,9 +63,24 @@ class TorchEngine:
         """Nothing is kept."""
 
 
-def _load_weights(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def check_precision(spec: EngineSpec) -> None:
+    """Raise ConfigError on FP8 with float32, and EngineError on a GPU without FP8."""
+    if spec.quantization is None:
+        return
+    half = (torch.bfloat16, torch.float16)
+    require(spec.dtype in half, "dtype", str(spec.dtype), f"bfloat16, float16 with {spec.quantization}")
+    if spec.device.type != "cuda":
+        return
+    found, least = torch.cuda.get_device_capability(spec.device), OLDEST_FOR[spec.quantization]
+    if found < least:
+        gpu, needed = f"{spec.device} of compute capability {found[0]}.{found[1]}", f"{least[0]}.{least[1]} or newer"
+        fix = "use a newer GPU, or build the engine without quantization"
+        raise EngineError(f"quantization is {spec.quantization!r}, which {gpu} cannot; it needs {needed}: {fix}")
+
+
+def _load_weights(path: Path, forms: Mapping[str, TensorForm], device: torch.device) -> dict[str, Tensor]:
     """Every packed weight, memory-mapped on the CPU."""
-    expected = config.tensor_shapes()
+    expected = {name: (form.shape, getattr(torch, form.dtype)) for name, form in forms.items()}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -71,8 +89,6 @@ def _load_weights(path: Path, config: ModelConfig, dtype: torch.dtype, device: t
     except RuntimeError as error:  # also torch.OutOfMemoryError
         raise EngineError(f"{path}: the weights do not fit the memory of {device}: {error}") from error
     found = {name: (tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
-    if wrong := sorted(
-        name for name in expected.keys() | found.keys() if found.get(name) != (expected.get(name), dtype)
-    ):
+    if wrong := sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)):
         raise EngineError(f"{path}: tensor {wrong[0]} is not what its manifest says; {REBUILD}")
     return weights

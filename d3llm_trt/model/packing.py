@@ -1,0 +1,44 @@
+"""What a file of packed weights holds: name, shape and dtype of every tensor, by quantization."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from d3llm_trt.model.config import ModelConfig
+
+DTYPE_BYTES = {"float8_e4m3fn": 1, "bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """``dtype`` is torch's name without the prefix."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its data."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+def quantized_layers(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the linear layers that a quantization covers: all of the blocks, so all but the LM head."""
+    names = ("attention.qkv", "attention.output", "mlp.gate_up", "mlp.down")
+    return tuple(f"layers.{layer}.{name}" for layer in range(config.num_layers) for name in names)
+
+
+def packed_tensors(config: ModelConfig, dtype: str, quantization: str | None = None) -> dict[str, TensorForm]:
+    """Every tensor in the order of the file: those of ``ModelConfig.tensor_shapes``, then the scales.
+
+    With ``fp8`` the weight of each of :func:`quantized_layers` is FP8, and the layer has two float32 scalars,
+    ``{layer}.weight_scale`` and ``{layer}.input_scale``: a value is its FP8 number times the scale.
+    """
+    forms = {name: TensorForm(shape, dtype) for name, shape in config.tensor_shapes().items()}
+    if quantization is None:
+        return forms
+    layers = quantized_layers(config)
+    forms |= {f"{name}.weight": TensorForm(forms[f"{name}.weight"].shape, "float8_e4m3fn") for name in layers}
+    scales = (f"{name}.{scale}" for name in layers for scale in ("weight_scale", "input_scale"))
+    return forms | dict.fromkeys(scales, TensorForm((), "float32"))
