@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from d3llm_trt.runtime.decoding.device_step import Bucket
 
-ROWS = (32, 64, 128, 256, 512, 1024)
+LEAST_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Buckets:
         return Bucket(
             batch=most if self.largest_batch else _at_least(self.batches, batch),
             tokens=room,
-            rows=min(_at_least((*ROWS, max(ROWS[-1], rows)), rows), room),
+            rows=min(max(LEAST_ROWS, 1 << (rows - 1).bit_length()), room),
         )
 
 

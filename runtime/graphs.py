@@ -56,6 +56,8 @@ class GraphRunner:
         self._graphs: dict[Bucket, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(engine.spec.device)  # type: ignore[no-untyped-call]
+        # Weights, caches and state may still be on their way there.
+        self.stream.wait_stream(torch.cuda.current_stream(engine.spec.device))
 
     @property
     def captured(self) -> tuple[Bucket, ...]:

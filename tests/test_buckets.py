@@ -29,6 +29,12 @@ def test_a_bucket_holds_the_step(batch: int, tokens: int, data: st.DataObject) -
     assert bucket.batch >= batch and bucket.tokens >= tokens and bucket.tokens >= bucket.rows >= rows
 
 
+@given(st.integers(1, 20000))
+def test_few_numbers_of_rows_are_captured(tokens: int) -> None:
+    buckets = Buckets((1,), (tokens,))
+    assert len({buckets.at_least(1, tokens, rows).rows for rows in range(1, tokens + 1)}) <= tokens.bit_length()
+
+
 def test_blackwell_takes_the_largest_batch() -> None:
     assert Buckets((1, 2, 4), (64, 128), largest_batch=True).at_least(1, 65, 3) == Bucket(4, 128, 32)
 

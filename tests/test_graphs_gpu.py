@@ -14,6 +14,7 @@ from d3llm_trt import LLM, DecodingConfig, SamplingParams
 from d3llm_trt.model.config import FAMILIES
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.decoder import Decoder
+from d3llm_trt.runtime.graphs import graph_runner
 
 pytestmark = pytest.mark.gpu
 SLOTS = 8
@@ -69,13 +70,16 @@ def test_kernels_equal_the_tensor_code_for_one_request() -> None:
     assert decode_in_turn(Decoder(TableEngine(SLOTS, capturable=True), "off"), request)[0][0] == expected[0].canvas
 
 
-def test_a_step_waits_for_the_gpu_only_at_its_end() -> None:
-    decoder = Decoder(TableEngine(SLOTS, capturable=True), "all")
+def test_a_bucket_is_captured_at_its_first_step() -> None:
+    engine = TableEngine(SLOTS, capturable=True)
+    decoder = Decoder(engine, "off")
+    runner = graph_runner(engine, decoder.state, "all")
+    assert runner is not None and not runner.captured
     for slot, (prompt, params) in enumerate(random_requests(SLOTS, seed=2)):
         decoder.admit(slot, prompt, params)
-    runner = decoder._runner
-    assert runner is not None and not runner.captured
-    decoder.step(range(SLOTS))
+    torch.cuda.synchronize()  # the decoder admits on a stream of its own
+    sizes = decoder.shape(range(SLOTS))
+    runner.run(range(SLOTS), sizes.tokens, sizes.rows)
     assert len(runner.captured) == 1
 
 
