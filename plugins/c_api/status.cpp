@@ -29,6 +29,7 @@ d3llm_status invalid(const char* format, ...) {
 
 d3llm_status from_cuda(const char* launcher, cudaError_t error) {
   if (error == cudaSuccess) return D3LLM_SUCCESS;
+  cudaGetLastError();  // forgets it, or the next launcher would report it as its own
   std::snprintf(last_error, sizeof(last_error), "%s: %s", launcher, cudaGetErrorString(error));
   return D3LLM_CUDA_ERROR;
 }
