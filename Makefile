@@ -38,14 +38,15 @@ HEADERS := kernel-lens==2.0.1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CMAKE := PATH="$(abspath $(BIN)):$$PATH" cmake
 empty :=
+DEFAULTS := -U D3LLM_CUDA_ARCHITECTURES # CMake would keep those of the last build
 plugins: $(READY) ## the CUDA kernels, the TensorRT plugin and its test host, into plugins/lib and out/cmake
 	command -v cmake > /dev/null || test -x $(BIN)/cmake || $(PIP) cmake
 	command -v ninja > /dev/null || test -x $(BIN)/ninja || $(PIP) ninja
 	test -n "$$CUDACXX" -o -x /usr/local/cuda/bin/nvcc -o -d out/cuda || command -v nvcc > /dev/null \
 	  || $(PIP) --no-deps --target out/cuda $(CUDA)
 	test -n "$$TensorRT_ROOT" -o -d out/tensorrt/kernel_lens || $(PIP) --no-deps --target out/tensorrt $(HEADERS)
-	$(CMAKE) -S . -B out/cmake -G Ninja -DD3LLM_PYTHON=$(abspath $(BIN))/python \
-	  $(if $(ARCHITECTURES),"-DD3LLM_CUDA_ARCHITECTURES=$(subst $(empty) $(empty),;,$(strip $(ARCHITECTURES)))")
+	$(CMAKE) -S . -B out/cmake -G Ninja "-DD3LLM_PYTHON=$(abspath $(BIN))/python" \
+	  $(if $(ARCHITECTURES),"-DD3LLM_CUDA_ARCHITECTURES=$(subst $(empty) $(empty),;,$(strip $(ARCHITECTURES)))",$(DEFAULTS))
 	$(CMAKE) --build out/cmake
 
 # The server comes from a wheel. Its Python backend garbles strings with numpy 2, so it gets an environment of its own,

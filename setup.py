@@ -39,8 +39,9 @@ def build_libraries(target: Path) -> None:
     """Configure and build with CMake; the libraries go to ``target``."""
     folder = ROOT / "out" / "cmake-wheel"
     options = [f"-DD3LLM_LIBRARY_DIR={target}", f"-DD3LLM_PYTHON={sys.executable}"]
-    if architectures := os.environ.get("D3LLM_CUDA_ARCHITECTURES"):
-        options.append(f"-DD3LLM_CUDA_ARCHITECTURES={architectures}")
+    architectures = os.environ.get("D3LLM_CUDA_ARCHITECTURES")
+    # Without a choice the default: CMake would keep those of the last build.
+    options.append(f"-DD3LLM_CUDA_ARCHITECTURES={architectures}" if architectures else "-UD3LLM_CUDA_ARCHITECTURES")
     try:
         subprocess.run(["cmake", "-S", ROOT, "-B", folder, *options], check=True)
         subprocess.run(["cmake", "--build", folder, "--parallel", str(os.cpu_count())], check=True)
