@@ -12,6 +12,7 @@ from golden_cases import GOLDEN
 from tiny_models import CHECKPOINTS
 
 from d3llm_trt.cli import cli
+from d3llm_trt.runtime.bench.measure import measure
 from d3llm_trt.runtime.bench.simulated import SimulatedAcceptance
 from d3llm_trt.runtime.decoding.config import DecodingConfig
 from d3llm_trt.runtime.llm import LLM
@@ -37,6 +38,13 @@ def test_a_table_names_the_simulated_rate() -> None:
     arguments = [str(CHECKPOINTS["dream"]), *QUICK, "--simulated-tpf", "5"]
     result = CliRunner().invoke(cli, ["bench", *arguments])
     assert result.exit_code == 0 and "simulated at 5" in result.stdout
+
+
+def test_prompts_may_be_longer_than_the_vocabulary() -> None:
+    with LLM.over(cpu_engine(GOLDEN / "llada_tiny", 1)) as llm:
+        length = llm.spec.model_config.vocab_size + 10
+        found = measure(llm, 1, length, SamplingParams(max_tokens=4, ignore_eos=True), runs=1)
+    assert found.input_len == length and found.tokens_per_forward * found.forward_passes == 4
 
 
 @pytest.mark.parametrize(("rate", "passes"), [(1.0, 40), (5.0, 8), (9.9, 5)])

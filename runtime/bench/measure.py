@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,12 +41,9 @@ class Measurement:
     seconds_per_pass: float
 
 
-def measure(
-    llm: LLM, batch_size: int, input_len: int, params: SamplingParams, runs: int, prompt: Sequence[int] | None = None
-) -> Measurement:
+def measure(llm: LLM, batch_size: int, input_len: int, params: SamplingParams, runs: int) -> Measurement:
     """Answer ``batch_size`` prompts of ``input_len`` tokens together, ``runs`` times after one for warming up."""
-    ids = list(prompt) if prompt is not None else [5 + index % 1000 for index in range(input_len)]
-    prompts = [{"prompt_token_ids": ids}] * batch_size
+    prompts = _prompts(llm, batch_size, input_len)
     _answer(llm, prompts, params)
     timed = [_timed(llm, prompts, params) for _ in range(runs)]
     seconds = statistics.median(seconds for seconds, _ in timed)
@@ -54,7 +51,7 @@ def measure(
     passes = statistics.median(max(_passes(output) for output in outputs) for _, outputs in timed)
     return Measurement(
         batch_size=batch_size,
-        input_len=len(ids),
+        input_len=input_len,
         output_len=params.max_tokens,
         runs=runs,
         seconds=seconds,
@@ -65,10 +62,10 @@ def measure(
     )
 
 
-def kernel_seconds(llm: LLM, prompts: int, input_len: int, params: SamplingParams) -> dict[str, float]:
+def kernel_seconds(llm: LLM, batch_size: int, input_len: int, params: SamplingParams) -> dict[str, float]:
     """Seconds that the GPU spends in each class of kernels while one batch is answered."""
-    ids = [5 + index % 1000 for index in range(input_len)]
-    return profiled(lambda: _answer(llm, [{"prompt_token_ids": ids}] * prompts, params))
+    prompts = _prompts(llm, batch_size, input_len)
+    return profiled(lambda: _answer(llm, prompts, params))
 
 
 def profiled(run: Callable[[], object]) -> dict[str, float]:
@@ -85,6 +82,13 @@ def profiled(run: Callable[[], object]) -> dict[str, float]:
 
 def _class_of(kernel: str) -> str:
     return next((name for name, pattern in KERNEL_CLASSES if re.search(pattern, kernel, re.IGNORECASE)), "other")
+
+
+def _prompts(llm: LLM, count: int, length: int) -> list[dict[str, list[int]]]:
+    """The same ids for all requests; none is the mask id, which would be filled in."""
+    config = llm.spec.model_config
+    ids = [token for token in range(min(config.vocab_size, 1000)) if token != config.mask_token_id]
+    return [{"prompt_token_ids": [ids[index % len(ids)] for index in range(length)]}] * count
 
 
 def _timed(llm: LLM, prompts: list[dict[str, list[int]]], params: SamplingParams) -> tuple[float, list[RequestOutput]]:
