@@ -63,20 +63,32 @@ def select_table() -> str:
 
 
 def steps_table() -> str:
-    """Whole steps and whole answers."""
+    """Whole steps and whole answers, in bfloat16 and FP8."""
     found = _read("steps.json")
-    steps = [
-        (name, f"{case['milliseconds']:.2f}", f"{case['products']:.2f}", f"{case['target_ms_h200']:g}")
-        for name, case in found["steps"].items()
+    small = found["fp8"]
+    steps = [(name, *_step_cells(case), *_step_cells(small["steps"][name])) for name, case in found["steps"].items()]
+    steps += [
+        (f"LLaDA, batch 1, {name}", f"{1e3 * time:.2f}", *[""] * 5) for name, time in found["peer_seconds"].items()
     ]
-    steps += [(f"LLaDA, batch 1, {name}", f"{1e3 * time:.2f}", "", "") for name, time in found["peer_seconds"].items()]
+    fast = {case["what"]: f"{case['tokens_per_second']:.0f}" for case in small["answers"]}
     answers = [
-        (case["what"], f"{case['input_len']}", f"{case['tokens_per_forward']:.2f}", f"{case['tokens_per_second']:.0f}")
+        (
+            case["what"],
+            f"{case['input_len']}",
+            f"{case['tokens_per_forward']:.2f}",
+            f"{case['tokens_per_second']:.0f}",
+            fast.get(case["what"], ""),
+        )
         for case in found["answers"]
     ]
-    first = markdown((f"one step, {found['device']}", "ms", "of it products", "aim on an H200"), steps)
-    second = markdown(("256 tokens of LLaDA-8B's shape", "prompt", "tokens per pass", "tokens per second"), answers)
-    return f"{first}\n\n{second}"
+    columns = ("bf16, ms", "of it products", "aim on an H200", "FP8, ms", "of it products", "aim on an H200")
+    first = markdown((f"one step, {found['device']}", *columns), steps)
+    rates = ("prompt", "tokens per pass", "tokens per second, bf16", "FP8")
+    return f"{first}\n\n{markdown(('256 tokens of the shape of LLaDA-8B', *rates), answers)}"
+
+
+def _step_cells(case: dict[str, Any]) -> tuple[str, str, str]:
+    return f"{case['milliseconds']:.2f}", f"{case['products']:.2f}", f"{case['target_ms_h200']:g}"
 
 
 TABLES: dict[str, Callable[[], str]] = {"attention": attention_table, "select": select_table, "steps": steps_table}

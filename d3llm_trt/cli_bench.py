@@ -69,6 +69,7 @@ def _check(model: Path | None, shape: str | None, options: dict[str, Any]) -> No
     require(all(size >= 1 for size in options["batch_size"]), "--batch-size", options["batch_size"], "1 or more each")
     rate = options["simulated_tpf"]
     require(rate is None or 1 <= rate <= options["output_len"], "--simulated-tpf", rate, "1 up to --output-len")
+    require(options["layers"] is None or options["layers"] >= 1, "--layers", options["layers"], "1 or more")
     if shape is None and (options["peers"] or options["layers"]):
         raise ConfigError("--peers and --layers go with --shape; give a shape, or leave them out")
     if shape is None and options["quantization"]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins.c_structs import GatherParams, Progress, Settings
 from d3llm_trt.plugins.tensors import launch
 
@@ -53,6 +54,11 @@ def gather(
     that name no slot have no rows. ``shifted``: row i scores position i + 1 (spec A.4). Raises PluginError.
     """
     num_slots, max_seq_len = progress["canvas"].shape
+    if slots.dtype != torch.int64 or not slots.is_contiguous() or progress["canvas"].device != slots.device:
+        raise PluginError(
+            f"gather: slots is {slots.dtype} on {slots.device}; allowed: contiguous torch.int64 on "
+            f"{progress['canvas'].device}, where the state is"
+        )
     gathered = _allocated(slots, tokens, rows)
     params = GatherParams(
         settings=Settings(*(settings[name].data_ptr() for name, _ in Settings._fields_)),

@@ -52,6 +52,8 @@ def _folder() -> Path:
     path = Path(asked)
     if not path.exists():
         raise PluginError(f"{VARIABLE} is {asked!r}, which does not exist; {HOW_TO_BUILD}")
+    if path.is_file() and path.name not in (KERNELS, TENSORRT):
+        raise PluginError(f"{VARIABLE} is {asked!r}; allowed: a folder with {KERNELS}, or that file itself")
     return path if path.is_dir() else path.parent
 
 

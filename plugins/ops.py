@@ -58,7 +58,7 @@ def is_compiled(op: str, dtype: torch.dtype, width: int = 0) -> bool:
 
     ``width`` is the head_dim of ``window_attention`` and the hidden size of ``rms_norm``.
     """
-    fits = {"window_attention": width in HEAD_DIMS, "rms_norm": width <= MOST_HIDDEN}.get(op, True)
+    fits = {"window_attention": width in HEAD_DIMS, "rms_norm": 0 < width <= MOST_HIDDEN}.get(op, True)
     dtypes = (*HALF, torch.float32) if op == "select" else HALF
     return fits and dtype in dtypes and _have_kernels()
 
@@ -154,6 +154,10 @@ def _select_cpu(
     position: Tensor | None = None,
     number: Tensor | None = None,
 ) -> Four:
+    if not 0 <= mask_id < logits.shape[-1]:
+        raise PluginError(f"select: mask_id is {mask_id}; allowed: 0 to {logits.shape[-1] - 1}")
+    if len({key is None for key in (temperature, seed, position, number)}) == 2:
+        raise PluginError("select: temperature, seed, position and number go together; give all or none")
     keys = None
     if temperature is not None and seed is not None and position is not None and number is not None:
         keys = reference.SampleKeys(temperature, seed, position, number)
@@ -266,7 +270,7 @@ def _new_gated(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
 
 
 def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
-    if not is_compiled("silu_mul", gate_up.dtype):
+    if gate_up.shape[-1] % 2 or not is_compiled("silu_mul", gate_up.dtype):
         return reference.silu_mul(gate_up, out_scale)
     gate_up, out = gate_up.contiguous(), _new_gated(gate_up, out_scale)
     params = SiluMulParams(

@@ -36,7 +36,8 @@ D3LLM_API const char* d3llm_last_error(void);
  * Window b is rows [cu_window[b], cu_window[b + 1]) of qkv; its request lives in slot slots[b] of the cache. Row t
  * stands at the absolute position positions[t] and attends to the cache rows [0, kv_lengths[b]) of its slot. RoPE is
  * half-split and in float32, K is cached after it. Rows behind the last window belong to no request: nothing is cached
- * for them and their output is zero. Rows of one request never see another slot.
+ * for them and their output is zero. Rows of one request never see another slot. cu_window starts with 0 and never
+ * falls.
  *
  *   qkv        [tokens, (num_heads + 2 * num_kv_heads) * head_dim]   query, then key, then value heads
  *   kv_cache   [num_slots, 2, num_kv_heads, max_seq_len, head_dim]   K, V
