@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins import library, reference
 from d3llm_trt.plugins.c_structs import (
     AttentionParams,
