@@ -207,6 +207,25 @@ def test_ctrl_c_ends_a_build(tmp_path: Path, stage: str) -> None:
     assert done.stdout == "interrupted\n" and list(tmp_path.iterdir()) == []
 
 
+def test_an_old_builder_is_not_collected_while_a_new_one_is_made() -> None:
+    """TensorRT would wait for its own lock."""
+    code = (
+        "import gc\n"
+        "from d3llm_trt.build.tensorrt.compile import make_builder\n"
+        "from d3llm_trt.tensorrt_module import load_tensorrt\n"
+        "trt = load_tensorrt('tensorrt-rtx')\n"
+        "gc.disable()\n"
+        "ring = [make_builder(trt)]\n"
+        "ring.append(ring)\n"
+        "del ring\n"
+        "gc.enable()\n"
+        "gc.set_threshold(1)\n"
+        "print(make_builder(trt)[0] is not None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_an_error_of_the_progress_callback_is_the_callers(tmp_path: Path) -> None:
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "optimizing graph":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -24,10 +25,25 @@ LAST_ERRORS = 3
 def make_builder(trt: Any) -> tuple[Any, Messages]:
     """A builder and the messages it gives."""
     messages = make_messages(trt)
-    builder = trt.Builder(messages.logger)
+    # TensorRT logs while it makes a builder, under a lock that it also takes to free one: an old builder that is
+    # collected inside our logger would wait forever.
+    gc.collect()
+    with _collection_paused():
+        builder = trt.Builder(messages.logger)
     if builder is None:
         raise BuildError(f"TensorRT gave no builder: {messages.last_errors()}")
     return builder, messages
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Messages:
