@@ -11,20 +11,19 @@ import click
 
 from d3llm_trt.cli_generate import decoding_config, decoding_options
 from d3llm_trt.cli_types import PATH, Several
-from d3llm_trt.config import QUANTIZATIONS, require
+from d3llm_trt.config import CUDA_GRAPHS, QUANTIZATIONS, require
 from d3llm_trt.errors import ConfigError
+from d3llm_trt.runtime.bench.shapes import SHAPES
 from d3llm_trt.runtime.decoding.config import DecodingConfig
 
 if TYPE_CHECKING:
     from d3llm_trt.runtime.bench.report import Report
     from d3llm_trt.runtime.llm import LLM
 
-SHAPE_NAMES = ("llada-8b", "dream-7b")
-
 
 @click.command()
 @click.argument("model", type=PATH, required=False)
-@click.option("--shape", type=click.Choice(SHAPE_NAMES), help="Random weights of this shape instead of MODEL.")
+@click.option("--shape", type=click.Choice(tuple(SHAPES)), help="Random weights of this shape instead of MODEL.")
 @click.option("--layers", type=int, help="Of --shape: fewer layers than the shape has.", show_default="all")
 @click.option("--input-len", type=int, default=120, help="Prompt tokens.")
 @click.option("--output-len", type=int, default=256, help="Generated positions.")
@@ -36,7 +35,7 @@ SHAPE_NAMES = ("llada-8b", "dream-7b")
 @click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
 @click.option("--dtype", type=click.Choice(("bfloat16", "float16", "float32")), help="Of --shape, or of a checkpoint.")
 @click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Of --shape.", show_default="none")
-@click.option("--cuda-graphs", type=click.Choice(("all", "largest", "off")), help="By default what the GPU can.")
+@click.option("--cuda-graphs", type=click.Choice(CUDA_GRAPHS), help="By default what the GPU can.")
 @click.option("--breakdown", is_flag=True, help="Also where a step's time goes, by kind of kernel; needs a GPU.")
 @click.option("--peers", is_flag=True, help="With --shape: also plain torch, eager and compiled; needs a GPU.")
 @click.option("--plot", type=PATH, help="Write a picture of it to this .png file.")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+
+from d3llm_trt.config import require
+from d3llm_trt.errors import ConfigError
 
 
 def require_directory(path: Path, error: type[Exception], fix: str) -> None:
@@ -11,6 +15,19 @@ def require_directory(path: Path, error: type[Exception], fix: str) -> None:
     if not path.is_dir():
         state = "not a directory" if path.exists() else "no such directory"
         raise error(f"{path}: {state}; {fix}")
+
+
+def check_picture_path(what: str, path: Path, suffixes: tuple[str, ...], without_matplotlib: str) -> None:
+    """Raise ConfigError unless a picture of one of the ``suffixes`` can be written to ``path``.
+
+    ``what`` names the setting; ``without_matplotlib`` says that a .png needs it, where it is missing, and what to do.
+    """
+    require(path.suffix in suffixes, what, str(path), f"a {' or '.join(suffixes)} file")
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+        raise ConfigError(f"{what} is {str(path)!r}; allowed: a file in an existing folder that can be written to")
+    if path.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(without_matplotlib)
 
 
 def replace_file(path: Path, data: bytes) -> None:

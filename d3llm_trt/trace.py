@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import io
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from d3llm_trt.config import require
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.palette import ANCHORS, hex_colour, ink_on, pass_colour, printable
-from d3llm_trt.paths import replace_file
+from d3llm_trt.paths import check_picture_path, replace_file
 from d3llm_trt.runtime.outputs import RequestOutput
 
 SUFFIXES = (".png", ".html")
@@ -24,12 +21,8 @@ MAX_PIXELS = 30_000  # of a side; the PNG writer's own limit is 65536
 
 def check_trace_path(path: Path) -> None:
     """Raise ConfigError unless a trace can be written to ``path``; cheap, so call it before generating."""
-    require(path.suffix in SUFFIXES, "trace file", str(path), "a .png or .html file")
-    folder = path.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
-        raise ConfigError(f"trace file is {str(path)!r}; allowed: a file in an existing folder that can be written to")
-    if path.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a .png trace needs matplotlib: pip install d3llm-trt[trace], or write a .html trace")
+    missing = "a .png trace needs matplotlib: pip install d3llm-trt[trace], or write a .html trace"
+    check_picture_path("trace file", path, SUFFIXES, missing)
 
 
 def write_trace(output: RequestOutput, tokens: Sequence[str], path: Path) -> None:

@@ -7,21 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from d3llm_trt.plugins.c_structs import CommitParams, Progress, Settings
+from d3llm_trt.plugins.c_structs import CommitParams
+from d3llm_trt.plugins.decoding_state import PROGRESS, SETTINGS, state_size, state_structs
 from d3llm_trt.plugins.tensors import address, launch
 
 FAMILY_CODES = {"llada": 0, "dream": 1}
-SETTINGS = tuple(name for name, _ in Settings._fields_)
-PROGRESS = tuple(name for name, _ in Progress._fields_)
 SELECTED = ("greedy", "sampled", "entropy", "confidence")
-
-_BY_POSITION = ("canvas", "commit_steps", "candidates")
-_BY_BLOCK = ("active", "block_cached", "done_pass")
-_DTYPES = {
-    **dict.fromkeys(("by_quota", "cached", "candidates", "active", "block_cached", "done", "failed"), torch.bool),
-    **dict.fromkeys(("threshold", "entropy_eps", "temperature", "entropy", "confidence"), torch.float32),
-    **dict.fromkeys(("block_add_threshold", "decoded_token_threshold"), torch.float64),
-}  # int64 for the rest
 
 
 def commit(
@@ -67,34 +58,33 @@ def commit_params(
     report: Tensor,
 ) -> CommitParams:
     """The C struct over these tensors, which must outlive its use. Raises PluginError on a tensor that does not fit."""
-    num_slots, max_seq_len = progress[PROGRESS.index("canvas")].shape
-    shapes = {
-        **dict.fromkeys(_BY_POSITION, (num_slots, max_seq_len)),
-        **dict.fromkeys(_BY_BLOCK, (num_slots, max_seq_len + 1)),
-        **dict.fromkeys((*SELECTED, "chosen"), (len(chosen),)),
-        **dict.fromkeys(("slots",), (len(slots),)),
-        **dict.fromkeys(("report",), (len(slots), 5)),
-    }
+    num_slots, max_seq_len = state_size(progress)
+    settings_struct, progress_struct = state_structs("commit", settings, progress, slots.device)
 
-    def pointer(name: str, tensor: Tensor) -> int:
-        shape = shapes.get(name, (num_slots,))
-        return address(f"commit: {name}", tensor, _DTYPES.get(name, torch.int64), shape, slots.device)
+    def pointer(name: str, tensor: Tensor, *shape: int) -> int:
+        dtype = torch.float32 if name in ("entropy", "confidence") else torch.int64
+        return address(f"commit: {name}", tensor, dtype, shape, slots.device)
 
+    rows = len(chosen)
     return CommitParams(
-        settings=Settings(*map(pointer, SETTINGS, settings)),
-        progress=Progress(*map(pointer, PROGRESS, progress)),
-        **{name: pointer(name, tensor) for name, tensor in zip(SELECTED, selected, strict=True)},
-        slots=pointer("slots", slots),
-        chosen=pointer("chosen", chosen),
-        report=pointer("report", report),
+        settings=settings_struct,
+        progress=progress_struct,
+        **{name: pointer(name, tensor, rows) for name, tensor in zip(SELECTED, selected, strict=True)},
+        slots=pointer("slots", slots, len(slots)),
+        chosen=pointer("chosen", chosen, rows),
+        report=pointer("report", report, len(slots), 5),
         batch=len(slots),
         num_slots=num_slots,
         max_seq_len=max_seq_len,
         width=width,
-        rows=len(chosen),
+        rows=rows,
         mask_id=mask_id,
         family=family,
     )
+
+
+def _new_report(settings: object, progress: object, selected: object, slots: Tensor, *_: object) -> Tensor:
+    return slots.new_empty(len(slots), 5)
 
 
 @torch.library.custom_op(
@@ -116,21 +106,10 @@ def _commit_op(
     mask_id: int,
     family: int,
 ) -> Tensor:
-    report = slots.new_empty(len(slots), 5)
+    report = _new_report(settings, progress, selected, slots)
     params = commit_params(settings, progress, selected, slots, chosen, width, mask_id, family, report)
     launch("commit", params, slots.device)
     return report
 
 
-@_commit_op.register_fake
-def _(
-    settings: Sequence[Tensor],
-    progress: Sequence[Tensor],
-    selected: Sequence[Tensor],
-    slots: Tensor,
-    chosen: Tensor,
-    width: int,
-    mask_id: int,
-    family: int,
-) -> Tensor:
-    return slots.new_empty(len(slots), 5)
+_commit_op.register_fake(_new_report)

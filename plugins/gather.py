@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d3llm_trt.errors import PluginError
-from d3llm_trt.plugins.c_structs import GatherParams, Progress, Settings
-from d3llm_trt.plugins.tensors import launch
+from d3llm_trt.plugins.c_structs import GatherParams
+from d3llm_trt.plugins.decoding_state import PROGRESS, SETTINGS, state_size, state_structs
+from d3llm_trt.plugins.tensors import address, launch
 
 _BY_TOKEN = ("token_ids", "positions")
 _BY_ROW = ("logit_rows", "chosen", "seed", "position", "number")
@@ -53,17 +53,14 @@ def gather(
     ``settings`` and ``progress`` hold the contiguous fields of the decoding state of all slots. Entries of ``slots``
     that name no slot have no rows. ``shifted``: row i scores position i + 1 (spec A.4). Raises PluginError.
     """
-    num_slots, max_seq_len = progress["canvas"].shape
-    if slots.dtype != torch.int64 or not slots.is_contiguous() or progress["canvas"].device != slots.device:
-        raise PluginError(
-            f"gather: slots is {slots.dtype} on {slots.device}; allowed: contiguous torch.int64 on "
-            f"{progress['canvas'].device}, where the state is"
-        )
+    fields = [settings[name] for name in SETTINGS], [progress[name] for name in PROGRESS]
+    settings_struct, progress_struct = state_structs("gather", *fields, slots.device)
+    num_slots, max_seq_len = state_size(fields[1])
     gathered = _allocated(slots, tokens, rows)
     params = GatherParams(
-        settings=Settings(*(settings[name].data_ptr() for name, _ in Settings._fields_)),
-        progress=Progress(*(progress[name].data_ptr() for name, _ in Progress._fields_)),
-        slots=slots.data_ptr(),
+        settings=settings_struct,
+        progress=progress_struct,
+        slots=address("gather: slots", slots, torch.int64, (len(slots),), slots.device),
         **{name: tensor.data_ptr() for name, tensor in vars(gathered).items()},
         batch=len(slots),
         num_slots=num_slots,

@@ -69,19 +69,28 @@ def available() -> bool:
     return True
 
 
-@functools.cache
-def load() -> Library:
-    """The kernels, loaded once. Raises PluginError if they are missing or of another version than this package."""
-    path = find()
+def open_library(path: Path) -> ctypes.CDLL:
+    """A compiled library. Raises PluginError if it cannot be loaded, or is of another version than this package."""
     try:
         handle = ctypes.CDLL(str(path))
         version = _function(handle, "version", ctypes.c_char_p)
-        last_error = _function(handle, "last_error", ctypes.c_char_p)
-        launchers = {name: _function(handle, name, ctypes.c_int) for name in LAUNCHERS}
     except (OSError, AttributeError) as error:
         raise PluginError(f"{path}: cannot be loaded: {error}; {HOW_TO_BUILD}") from error
     if (found := version().decode()) != d3llm_trt.__version__:
         raise PluginError(f"{path} is version {found}, this package {d3llm_trt.__version__}; {HOW_TO_BUILD}")
+    return handle
+
+
+@functools.cache
+def load() -> Library:
+    """The kernels, loaded once. Raises PluginError if they are missing or of another version than this package."""
+    path = find()
+    handle = open_library(path)
+    try:
+        last_error = _function(handle, "last_error", ctypes.c_char_p)
+        launchers = {name: _function(handle, name, ctypes.c_int) for name in LAUNCHERS}
+    except AttributeError as error:
+        raise PluginError(f"{path}: cannot be loaded: {error}; {HOW_TO_BUILD}") from error
     for name, params in LAUNCHERS.items():
         launchers[name].argtypes = [ctypes.POINTER(params), ctypes.c_void_p]
     return Library(path, launchers, last_error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import d3llm_trt
 from d3llm_trt.errors import PluginError
-from d3llm_trt.plugins.library import HOW_TO_BUILD, TENSORRT, find
+from d3llm_trt.plugins.library import HOW_TO_BUILD, TENSORRT, find, open_library
 
 NAME, VERSION, NAMESPACE = "D3llmBidirectionalAttention", "1", ""
 
@@ -32,14 +31,8 @@ def find_plugin_library() -> PluginLibrary:
 
 @functools.cache
 def _identify(path: Path) -> PluginLibrary:
-    try:
-        version = ctypes.CDLL(str(path)).d3llm_version
-    except (OSError, AttributeError) as error:
-        raise PluginError(f"{path}: cannot be loaded: {error}; {HOW_TO_BUILD}") from error
-    version.restype = ctypes.c_char_p
-    if (found := version().decode()) != d3llm_trt.__version__:
-        raise PluginError(f"{path} is version {found}, this package {d3llm_trt.__version__}; {HOW_TO_BUILD}")
-    return PluginLibrary(path, found, hashlib.sha256(path.read_bytes()).hexdigest())
+    open_library(path)
+    return PluginLibrary(path, d3llm_trt.__version__, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def load_plugin(registry: Any) -> Any:

@@ -143,6 +143,6 @@ def graph_runner(engine: Engine, state: DecodingState, cuda_graphs: str | None) 
     if not spec.graph_capturable:
         return None
     policy = choose_policy(cuda_graphs, torch.cuda.get_device_capability(spec.device))
-    tokens = spec.token_buckets or token_sizes(spec.max_num_tokens)
+    tokens = token_sizes(spec.max_num_tokens)
     buckets = Buckets(batch_sizes(spec.max_batch_size), tokens, largest_batch=policy == "largest")
     return GraphRunner(engine, state, buckets, enabled=policy != "off")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from d3llm_trt.config import require
+from d3llm_trt.config import CUDA_GRAPHS, require
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.manifest import Manifest
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec
@@ -14,7 +14,6 @@ from d3llm_trt.runtime.engines.tensorrt_engine import load_tensorrt_engine
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 
 OLDEST_GPU = (8, 0)
-CUDA_GRAPHS = ("all", "largest", "off")
 
 
 def load_engine(

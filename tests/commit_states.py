@@ -17,7 +17,8 @@ from torch import Tensor
 
 from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.model.config import Family, ModelConfig
-from d3llm_trt.plugins.commit import FAMILY_CODES, PROGRESS, SELECTED, SETTINGS, commit, commit_params
+from d3llm_trt.plugins.commit import FAMILY_CODES, SELECTED, commit, commit_params
+from d3llm_trt.plugins.decoding_state import PROGRESS, SETTINGS
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.select import Selected
 from d3llm_trt.runtime.decoding.state import DecodingState, Progress, new_request

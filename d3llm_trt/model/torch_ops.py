@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ class TorchOps:
         return None if following is None else self._weights.get(f"{following}.input_scale")
 
 
+@functools.cache
 def _norms_after_sums(config: ModelConfig) -> dict[str, str]:
     """Name of the norm that takes each residual sum; the last sum goes through the choice of rows first."""
     layers = [f"layers.{layer}" for layer in range(config.num_layers)]
@@ -147,6 +149,7 @@ def _norms_after_sums(config: ModelConfig) -> dict[str, str]:
     return norms | {f"{name}.mlp.residual": f"{after}.attention_norm" for name, after in following}
 
 
+@functools.cache
 def _linear_layers_after(config: ModelConfig) -> dict[str, str]:
     """Name of the linear layer that alone takes the result of each norm and gated MLP of the blocks."""
     pairs = (("attention_norm", "attention.qkv"), ("mlp_norm", "mlp.gate_up"), ("mlp", "mlp.down"))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from d3llm_trt.config import require
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.palette import ANCHORS, hex_colour
-from d3llm_trt.paths import replace_file
+from d3llm_trt.paths import check_picture_path, replace_file
 from d3llm_trt.runtime.bench.measure import Measurement
 
 
@@ -63,11 +60,7 @@ def print_report(report: Report) -> None:
 
 def check_picture(path: Path) -> None:
     """Raise ConfigError unless a picture can be written to ``path``; cheap, so call it before measuring."""
-    require(path.suffix == ".png", "--plot", str(path), "a .png file")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
-        raise ConfigError(f"--plot is {str(path)!r}; allowed: a file in an existing folder that can be written to")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install d3llm-trt[trace]")
+    check_picture_path("--plot", path, (".png",), "--plot needs matplotlib: pip install d3llm-trt[trace]")
 
 
 def write_picture(report: Report, path: Path) -> None:

@@ -26,7 +26,6 @@ class EngineSpec:
         max_num_tokens: rows of one batch.
         layout: what the network computes on; a padded engine converts by itself.
         graph_capturable: whether ``forward`` may run inside a captured CUDA graph.
-        token_buckets: numbers of rows that a pass is padded to in captured steps; empty for a fine grid.
     """
 
     model_config: ModelConfig
@@ -39,7 +38,6 @@ class EngineSpec:
     quantization: str | None = None
     layout: Literal["packed", "padded"] = "packed"
     graph_capturable: bool = False
-    token_buckets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
