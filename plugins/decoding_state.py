@@ -31,7 +31,7 @@ def state_size(progress: Sequence[Tensor]) -> tuple[int, int]:
 def state_structs(
     launcher: str, settings: Sequence[Tensor], progress: Sequence[Tensor], device: torch.device
 ) -> tuple[Settings, Progress]:
-    """The C structs over these fields, which must outlive their use. Raises PluginError on a field that does not fit."""
+    """The C structs over these fields, which must outlive their use. Raises PluginError where one does not fit."""
     num_slots, max_seq_len = state_size(progress)
     shapes = {
         **dict.fromkeys(_BY_POSITION, (num_slots, max_seq_len)),
