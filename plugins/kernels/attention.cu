@@ -19,6 +19,7 @@ __device__ int find_window(const d3llm_attention_params& params, int64_t row) {
 // A thread takes 8 columns of one row and KV head, and the 8 that stand half a head behind them.
 template <typename T>
 __global__ void write_kv_kernel(const d3llm_attention_params params) {
+  wait_for_previous_kernel();
   let_next_kernel_start();
   const int head_dim = params.head_dim, half = head_dim / 2, kv_heads = params.num_kv_heads;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -46,11 +47,13 @@ __global__ void write_kv_kernel(const d3llm_attention_params params) {
   *reinterpret_cast<uint4*>(values + half) = high;
 }
 
+#if defined(D3LLM_HOPPER)
 int compute_capability_major() {
   int device = 0, major = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess ? major : 0;
 }
+#endif
 
 }  // namespace
 
@@ -59,20 +62,18 @@ cudaError_t launch_write_kv(const d3llm_attention_params& params, cudaStream_t s
   const int64_t threads = params.tokens * params.num_kv_heads * (params.head_dim / 16);
   const unsigned blocks = static_cast<unsigned>((threads + kWriters - 1) / kWriters);
   if (params.dtype == D3LLM_FLOAT16) {
-    write_kv_kernel<__half><<<blocks, kWriters, 0, stream>>>(params);
-  } else {
-    write_kv_kernel<__nv_bfloat16><<<blocks, kWriters, 0, stream>>>(params);
+    return launch_kernel<write_kv_kernel<__half>>(blocks, kWriters, 0, true, stream, params);
   }
-  return cudaGetLastError();
+  return launch_kernel<write_kv_kernel<__nv_bfloat16>>(blocks, kWriters, 0, true, stream, params);
 }
 
 cudaError_t launch_attend(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream) {
-  const int major = compute_capability_major();
 #if defined(D3LLM_HOPPER)
-  if (major == 9 && can_attend_hopper(params)) return launch_attend_hopper(params, overlapped, stream);
+  if (compute_capability_major() == 9 && can_attend_hopper(params)) {
+    return launch_attend_hopper(params, overlapped, stream);
+  }
 #endif
-  // Programmatic dependent launch exists since SM90.
-  return launch_attend_portable(params, overlapped && major >= 9, stream);
+  return launch_attend_portable(params, overlapped, stream);
 }
 
 }  // namespace d3llm

@@ -9,6 +9,7 @@
 
 #include "attention_tile.cuh"
 #include "d3llm_kernels.h"
+#include "launch.cuh"
 #include "numeric.cuh"
 
 namespace d3llm {
@@ -88,18 +89,6 @@ __device__ __forceinline__ QueryTile find_tile(const d3llm_attention_params& par
   const int end = min(__shfl_sync(kAllLanes, group.end, owner), static_cast<int>(params.tokens));
   return {top, min(end, top + kQueryRows), __shfl_sync(kAllLanes, group.slot, owner),
           __shfl_sync(kAllLanes, group.kv_length, owner)};
-}
-
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 // This thread's part of a tile's query rows, not rotated yet, and the angles to rotate them by. The first kQueryThreads
@@ -254,25 +243,6 @@ __device__ __forceinline__ void store_outputs(uint32_t staging, const d3llm_atte
         static_cast<T*>(params.out) + (static_cast<int64_t>(tile.first_row + row) * params.num_heads + head) * kHeadDim;
     *reinterpret_cast<uint4*>(target + chunk * 8) = load_shared(staging + Layout::offset(row, chunk));
   }
-}
-
-// `overlapped`: the kernel may start before the launch before it has ended.
-template <typename Kernel, typename... Arguments>
-cudaError_t launch_blocks(Kernel kernel, dim3 blocks, int threads, int shared_bytes, bool overlapped,
-                          cudaStream_t stream, const Arguments&... arguments) {
-  if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes))
-    return error;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = overlapped ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 // At most: every window may end in a tile of its own, and so may the rows behind the last one.

@@ -279,8 +279,8 @@ cudaError_t launch_as(const d3llm_attention_params& params, bool overlapped, cud
   if (auto error = describe_cache(cache, params)) return error;
   const int64_t items = most_tiles(params) * params.num_heads;
   const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(items, count_multiprocessors())));
-  return launch_blocks(attend_kernel<T, kHeadDim>, blocks, kThreads, Shared<kHeadDim>::kBytes, overlapped, stream,
-                       params, cache);
+  return launch_kernel<attend_kernel<T, kHeadDim>>(blocks, kThreads, Shared<kHeadDim>::kBytes, overlapped, stream,
+                                                   params, cache);
 }
 
 }  // namespace

@@ -221,19 +221,11 @@ __global__ void __launch_bounds__(kQueryThreads, 1) attend_kernel(const d3llm_at
   store_outputs<T, kHeadDim>(buffers, params, tile, head, outputs);
 }
 
-// Code for GPUs before SM90 does not wait for the launch before it, and newer GPUs may run such code, from its PTX.
-template <typename Kernel>
-bool can_overlap(Kernel kernel) {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
-}
-
 template <typename T, int kHeadDim>
 cudaError_t launch_as(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream) {
   constexpr int kKeys = 64, kShared = 4 * TileLayout<kHeadDim, kKeys>::kBytes;
   const dim3 blocks(static_cast<unsigned>(most_tiles(params)), params.num_heads);
-  const auto kernel = attend_kernel<T, kHeadDim, kKeys>;
-  return launch_blocks(kernel, blocks, kQueryThreads, kShared, overlapped && can_overlap(kernel), stream, params);
+  return launch_kernel<attend_kernel<T, kHeadDim, kKeys>>(blocks, kQueryThreads, kShared, overlapped, stream, params);
 }
 
 template <typename T>

@@ -2,6 +2,7 @@
 #include "commit.h"
 
 #include "commit_logic.h"
+#include "launch.cuh"
 
 namespace d3llm {
 namespace {
@@ -82,6 +83,7 @@ class BlockTeam {
 
 // One block is enough for a multiprocessor: without that bound registers are spilled for an occupancy of no use here.
 __global__ void __launch_bounds__(kThreads, 1) commit_kernel(const __grid_constant__ d3llm_commit_params params) {
+  wait_for_previous_kernel();
   __shared__ Shared shared;
   BlockTeam team(shared);
   commit::step(team, params, blockIdx.x);
@@ -90,8 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1) commit_kernel(const __grid_consta
 }  // namespace
 
 cudaError_t launch_commit(const d3llm_commit_params& params, cudaStream_t stream) {
-  commit_kernel<<<static_cast<unsigned>(params.batch), kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return launch_kernel<commit_kernel>(static_cast<unsigned>(params.batch), kThreads, 0, true, stream, params);
 }
 
 }  // namespace d3llm

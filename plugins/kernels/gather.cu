@@ -1,6 +1,8 @@
 // The packed windows of a step: a thread block for every slot of the batch, and one for the padding behind them.
 #include "gather.h"
 
+#include "launch.cuh"
+
 namespace d3llm {
 namespace {
 
@@ -118,6 +120,7 @@ __device__ void gather_padding(const d3llm_gather_params& params, const Offsets&
 }
 
 __global__ void __launch_bounds__(kThreads) gather_kernel(const d3llm_gather_params params) {
+  wait_for_previous_kernel();
   const int64_t entry = blockIdx.x;
   const Offsets offsets = offsets_of(params, entry);
   if (entry < params.batch) {
@@ -130,8 +133,7 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const d3llm_gather_par
 }  // namespace
 
 cudaError_t launch_gather(const d3llm_gather_params& params, cudaStream_t stream) {
-  gather_kernel<<<static_cast<unsigned>(params.batch + 1), kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return launch_kernel<gather_kernel>(static_cast<unsigned>(params.batch + 1), kThreads, 0, true, stream, params);
 }
 
 }  // namespace d3llm

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/gumbel.cuh"
+#include "kernels/launch.cuh"
 #include "kernels/numeric.cuh"
 #include "kernels/select_state.cuh"
 
@@ -211,6 +212,7 @@ __device__ void write_tokens(const d3llm_select_params& p, const Row<T>& row, co
 
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads) select_kernel(const d3llm_select_params p) {
+  wait_for_previous_kernel();
   __shared__ Softmax of_row;
   const Row<T> row(p, blockIdx.x);
   const Sampler sampler(p, blockIdx.x);
@@ -235,8 +237,7 @@ cudaError_t launch(const d3llm_select_params& params, cudaStream_t stream) {
   if (auto error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) return error;
   // Two blocks share a multiprocessor where there are more rows than that.
   const int threads = params.rows > multiprocessors ? kMaxThreads / 2 : kMaxThreads;
-  select_kernel<T><<<static_cast<unsigned>(params.rows), threads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return launch_kernel<select_kernel<T>>(static_cast<unsigned>(params.rows), threads, 0, true, stream, params);
 }
 
 }  // namespace
