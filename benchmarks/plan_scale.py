@@ -46,11 +46,16 @@ def make_checkpoint(path: Path, layers: int) -> int:
     for layer in range(layers):
         parts[str(layer)] = {f"model.transformer.blocks.{layer}.{name}.weight": shape for name, shape in BLOCK.items()}
     for number, shapes in parts.items():
-        tensors = {name: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02) for name, shape in shapes.items()}
+        tensors = {name: _random(shape) for name, shape in shapes.items()}
         save_file(tensors, path / f"model-{number}.safetensors")
         index |= dict.fromkeys(shapes, f"model-{number}.safetensors")
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def _random(shape: tuple[int, ...]) -> torch.Tensor:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02).cpu()
 
 
 def _build(checkpoint: Path, engine: Path, strip: bool) -> None:

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: one per bucket, captured at first use, checked once against the step it was made from."""
+"""Steps as CUDA graphs: one per bucket, captured ahead or at its second use, checked against the step it is made of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from d3llm_trt.runtime.engines.base import Engine
 
 Policy = Literal["all", "largest", "off"]
 BLACKWELL = (10, 0)
-MOST_GRAPHS = 128
+MOST_GRAPHS = 256
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,6 +54,7 @@ class GraphRunner:
     def __init__(self, engine: Engine, state: DecodingState, buckets: Buckets, enabled: bool = True) -> None:
         self._engine, self._state, self._buckets, self._enabled = engine, state, buckets, enabled
         self._graphs: dict[Bucket, _Captured] = {}
+        self._seen: set[Bucket] = set()
         self._pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(engine.spec.device)  # type: ignore[no-untyped-call]
         # Weights, caches and state may still be on their way there.
@@ -64,25 +65,32 @@ class GraphRunner:
         """The buckets that have a graph."""
         return tuple(sorted(self._graphs))
 
-    def run(self, slots: Sequence[int], tokens: int, rows: int) -> Tensor:
+    @property
+    def defaults(self) -> tuple[Bucket, ...]:
+        """The buckets to capture before there are requests; none without graphs."""
+        return self._buckets.defaults(self._engine.spec.max_seq_len) if self._enabled else ()
+
+    def run(self, slots: Sequence[int], tokens: int, rows: int, capture: bool = False) -> Tensor:
         """One pass for the requests in ``slots``; waits for it and returns the report ``[B, 5]`` on the host.
 
-        ``tokens`` and ``rows``: how many rows their windows and candidates need together.
+        ``tokens`` and ``rows``: how many rows their windows and candidates need together. A bucket that has no graph
+        gets one at its second use, or with ``capture`` at its first: many are used only once.
         """
         bucket = self._buckets.at_least(len(slots), tokens, rows)
         free = self._engine.spec.max_batch_size
         entries = (*slots, *[free] * (bucket.batch - len(slots)))
         with torch.cuda.stream(self.stream):
-            report = self._step(bucket, entries)
+            report = self._step(bucket, entries, capture or bucket in self._seen)
+        self._seen.add(bucket)
         self.stream.synchronize()
         return report[: len(slots)]
 
-    def _step(self, bucket: Bucket, entries: tuple[int, ...]) -> Tensor:
-        if not self._enabled:
-            return run_bucket(self._engine, self._state, self._on_device(entries), bucket).cpu()
+    def _step(self, bucket: Bucket, entries: tuple[int, ...], capture: bool) -> Tensor:
         captured = self._graphs.pop(bucket, None)
+        if captured is None and capture and self._enabled:
+            return self._step_and_capture(bucket, entries)
         if captured is None:
-            return self._first_step(bucket, entries)
+            return run_bucket(self._engine, self._state, self._on_device(entries), bucket).cpu()
         if captured.entries != entries:
             captured.slots.copy_(torch.tensor(entries))
             captured = replace(captured, entries=entries)
@@ -99,7 +107,7 @@ class GraphRunner:
         if len(self._graphs) > MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
 
-    def _first_step(self, bucket: Bucket, entries: tuple[int, ...]) -> Tensor:
+    def _step_and_capture(self, bucket: Bucket, entries: tuple[int, ...]) -> Tensor:
         """Run the step on a copy of the state, capture it, replay it, and compare."""
         copy = self._state.clone()
         slots = self._on_device(entries)

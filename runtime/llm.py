@@ -38,7 +38,8 @@ class LLM:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; by default a GPU if there is one.
         dtype: of a checkpoint's engine; by default the checkpoint's.
         max_batch_size: requests decoded together; by default, and at most, the engine's.
-        cuda_graphs: ``all``, ``largest`` or ``off``; by default what the engine and the GPU can.
+        cuda_graphs: ``all``, ``largest`` or ``off``; by default what the engine and the GPU can. Those that one
+            request of up to 512 tokens needs are captured before the first request.
         progress: called as ``progress(stage, done, total)``; by default a bar on a terminal.
 
     A prompt is a text, which is encoded as it is, ``{"prompt_token_ids": [...]}`` where mask ids are filled in too,
@@ -64,21 +65,27 @@ class LLM:
             directory, manifest = engine_for(
                 model, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
             )
-        engine = load_engine(directory, manifest, device=where, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs)
-        self._start(engine, Tokenizer.load(directory), cuda_graphs)
+            engine = load_engine(
+                directory, manifest, device=where, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs
+            )
+            scheduler = Scheduler(engine, Tokenizer.load(directory), cuda_graphs)
+            scheduler.warm_up(show)
+        self._start(scheduler)
 
     @classmethod
     def over(cls, engine: Engine, tokenizer: Tokenizer | None = None, cuda_graphs: str | None = None) -> LLM:
-        """An LLM over an engine that was made elsewhere; without a tokenizer it takes and gives token ids."""
+        """An LLM over an engine that was made elsewhere; without a tokenizer it takes and gives token ids.
+
+        No CUDA graph is captured ahead.
+        """
         model = cls.__new__(cls)
-        model._start(engine, tokenizer, cuda_graphs)
+        model._start(Scheduler(engine, tokenizer, cuda_graphs))
         return model
 
-    def _start(self, engine: Engine, tokenizer: Tokenizer | None, cuda_graphs: str | None) -> None:
-        self.spec = engine.spec
-        self.tokenizer = tokenizer
-        self._maker = RequestMaker(engine.spec, tokenizer)
-        self._worker = Worker(Scheduler(engine, tokenizer, cuda_graphs))
+    def _start(self, scheduler: Scheduler) -> None:
+        self.spec, self.tokenizer = scheduler.spec, scheduler.tokenizer
+        self._maker = RequestMaker(self.spec, self.tokenizer)
+        self._worker = Worker(scheduler)
         self._numbers = itertools.count()
         self._finalizer = weakref.finalize(self, self._worker.close)
 

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 
 from d3llm_trt.errors import D3llmError, EngineError
+from d3llm_trt.manifest import Progress
 from d3llm_trt.runtime.answer import Answer, failed_output
 from d3llm_trt.runtime.decoding.decoder import Decoder
 from d3llm_trt.runtime.decoding.step import SlotReport
@@ -27,15 +28,22 @@ class Scheduler:
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None, cuda_graphs: str | None = None) -> None:
-        self._spec = engine.spec
-        self._tokenizer = tokenizer
+        self.spec = engine.spec
+        self.tokenizer = tokenizer
         self._engine = engine
         self._decoder = Decoder(engine, cuda_graphs)
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, Answer]] = {}
         # Lowest first, so that the slots in use lie close together.
-        self._free = list(range(self._spec.max_batch_size))
+        self._free = list(range(self.spec.max_batch_size))
         self._failures_in_a_row = 0
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """See :meth:`Decoder.warm_up`; call it before the first request. Raises EngineError if the GPU cannot."""
+        try:
+            self._decoder.warm_up(progress)
+        except RuntimeError as error:  # also torch.OutOfMemoryError
+            raise _engine_failure(error) from error
 
     @property
     def has_work(self) -> bool:
@@ -109,11 +117,11 @@ class Scheduler:
                 self._give(request, failed_output(request, _engine_failure(error)))
                 continue
             heapq.heappop(self._free)
-            self._running[slot] = (request, Answer(request, self._tokenizer, self._spec.model_config.eos_token_id))
+            self._running[slot] = (request, Answer(request, self.tokenizer, self.spec.model_config.eos_token_id))
 
     def _has_room(self, request: Request) -> bool:
         taken = sum(other.length for other, _ in self._running.values())
-        return taken + request.length <= self._spec.max_num_tokens
+        return taken + request.length <= self.spec.max_num_tokens
 
     def _deliver(self, slot: int, report: SlotReport) -> None:
         request, answer = self._running[slot]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d3llm_trt.runtime.buckets import Buckets, batch_sizes, token_sizes
+from d3llm_trt.runtime.buckets import MOST_DEFAULT_TOKENS, Buckets, batch_sizes, token_sizes
 from d3llm_trt.runtime.decoding.device_step import Bucket
 from d3llm_trt.runtime.graphs import choose_policy
 
@@ -35,8 +35,19 @@ def test_few_numbers_of_rows_are_captured(tokens: int) -> None:
     assert len({buckets.at_least(1, tokens, rows).rows for rows in range(1, tokens + 1)}) <= tokens.bit_length()
 
 
+@pytest.mark.parametrize(("longest", "most"), [(300, 2400), (2048, 16384), (100, 800), (2, 2)])
+@pytest.mark.parametrize("largest_batch", [False, True])
+def test_one_short_request_never_needs_more_than_the_defaults(longest: int, most: int, largest_batch: bool) -> None:
+    buckets = Buckets(batch_sizes(8), token_sizes(most), largest_batch)
+    defaults = buckets.defaults(longest)
+    short = range(2, min(longest, MOST_DEFAULT_TOKENS) + 1)
+    needed = {buckets.at_least(1, tokens, rows) for tokens in short for rows in range(1, tokens + 1)}
+    assert set(defaults) == needed and list(defaults) == sorted(needed, reverse=True)
+    assert len(defaults) < 160
+
+
 def test_blackwell_takes_the_largest_batch() -> None:
-    assert Buckets((1, 2, 4), (64, 128), largest_batch=True).at_least(1, 65, 3) == Bucket(4, 128, 32)
+    assert Buckets((1, 2, 4), (64, 128), largest_batch=True).at_least(1, 65, 3) == Bucket(4, 128, 128)
 
 
 @pytest.mark.parametrize(

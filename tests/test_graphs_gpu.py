@@ -74,7 +74,8 @@ def test_kernels_equal_the_tensor_code_for_one_request() -> None:
     assert decode_in_turn(Decoder(TableEngine(SLOTS, capturable=True), "off"), request)[0][0] == expected[0].canvas
 
 
-def test_a_bucket_is_captured_at_its_first_step() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_bucket_is_captured_at_its_second_step_or_ahead(ahead: bool) -> None:
     engine = TableEngine(SLOTS, capturable=True)
     decoder = Decoder(engine, "off")
     runner = graph_runner(engine, decoder.state, "all")
@@ -83,8 +84,25 @@ def test_a_bucket_is_captured_at_its_first_step() -> None:
         decoder.admit(slot, prompt, params)
     torch.cuda.synchronize()  # the decoder admits on a stream of its own
     sizes = decoder.shape(range(SLOTS))
+    runner.run(range(SLOTS), sizes.tokens, sizes.rows, capture=ahead)
+    assert len(runner.captured) == ahead
     runner.run(range(SLOTS), sizes.tokens, sizes.rows)
     assert len(runner.captured) == 1
+
+
+@pytest.mark.parametrize("cuda_graphs", ["all", "largest"])
+def test_what_short_requests_need_is_captured_ahead(cuda_graphs: str) -> None:
+    engine = TableEngine(SLOTS, capturable=True)
+    decoder = Decoder(engine, cuda_graphs)
+    runner = decoder.runner
+    calls: list[tuple[str, int, int]] = []
+    decoder.warm_up(lambda *call: calls.append(call))
+    assert runner is not None and runner.captured == tuple(sorted(runner.defaults)) and len(runner.captured) > 30
+    assert calls == [("capture", done, len(calls)) for done in range(1, len(calls) + 1)]
+    requests = random_requests(12, seed=6)
+    alone = [decode(TableEngine(1), [request])[0] for request in requests]
+    assert [decode_in_turn(decoder, [request])[0][0] for request in requests] == [answer.canvas for answer in alone]
+    assert runner.captured == tuple(sorted(runner.defaults))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from golden_cases import GOLDEN
+from safetensors.torch import load_file
 from tiny_models import CHECKPOINTS, ROOT
 
 from d3llm_trt import LLM, BuildConfig, build_engine
@@ -19,7 +20,7 @@ from d3llm_trt.build.tensorrt import compile as compiling
 from d3llm_trt.build.tensorrt.network import Sizes, packed_bindings, padded_bindings
 from d3llm_trt.config import TensorRTConfig, default_buckets
 from d3llm_trt.errors import BuildError, ConfigError, EngineError
-from d3llm_trt.manifest import PLAN_FILE, load_manifest, verify_files
+from d3llm_trt.manifest import PLAN_FILE, WEIGHTS_FILE, load_manifest, verify_files
 from d3llm_trt.model.config import ModelConfig
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -142,6 +143,24 @@ def test_stripped_rtx_plans_need_a_gpu_where_they_are_built(tmp_path: Path) -> N
     with pytest.raises(BuildError, match="strip_weights with tensorrt-rtx needs a GPU"):
         build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config(strip_weights=True))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_stripped_plans_leave_the_weights_out(source: Path, dtype: str, tmp_path: Path) -> None:
+    full, stripped = (
+        build_engine(source, tmp_path / str(strip), config(dtype, strip_weights=strip)) for strip in (False, True)
+    )
+    manifest = load_manifest(stripped)
+    verify_files(stripped, manifest)
+    assert WEIGHTS_FILE in manifest.files
+    weight = next(iter(load_file(stripped / WEIGHTS_FILE).values()))
+    part = weight.flatten()[1000:1064].view(torch.uint8).numpy().tobytes()
+    assert part in (full / PLAN_FILE).read_bytes()
+    assert part not in (stripped / PLAN_FILE).read_bytes()
+    weights = (stripped / WEIGHTS_FILE).stat().st_size
+    assert (stripped / PLAN_FILE).stat().st_size < (full / PLAN_FILE).stat().st_size - 0.9 * weights
 
 
 def test_tensorrts_own_words_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from d3llm_trt import LLM, DecodingConfig, RequestOutput, SamplingParams
-from d3llm_trt.model.config import FAMILIES
+from d3llm_trt import LLM, BuildConfig, DecodingConfig, RequestOutput, SamplingParams, build_engine
+from d3llm_trt.config import CUDA_GRAPHS, QUANTIZATIONS
+from d3llm_trt.model.config import FAMILIES, Family
 from examples.tiny_d3llm.check import HELDOUT_SEED
 from examples.tiny_d3llm.problems import Problem, is_exact, make_problems
 from examples.tiny_d3llm.tokenizer import checkpoint_dir
@@ -49,8 +53,14 @@ def summary(problems: Sequence[Problem], outputs: Sequence[RequestOutput]) -> di
         "same_text": same / len(problems),
         "tokens_per_forward": tokens / passes,
         "forward_passes": passes / len(problems),
+        "digest": digest(outputs),
         "wrong": [{"question": p.question, "answer": p.answer, "generated": text} for p, text in wrong[:5]],
     }
+
+
+def digest(outputs: Sequence[RequestOutput]) -> str:
+    """Of all generated ids: equal where every token is."""
+    return hashlib.sha256(json.dumps([output.outputs[0].token_ids for output in outputs]).encode()).hexdigest()[:16]
 
 
 def evaluate(llm: LLM, problems: Sequence[Problem], decoding: DecodingConfig, max_tokens: int) -> dict[str, Any]:
@@ -60,6 +70,16 @@ def evaluate(llm: LLM, problems: Sequence[Problem], decoding: DecodingConfig, ma
     return summary(problems, outputs)
 
 
+@contextmanager
+def open_model(family: Family, args: argparse.Namespace) -> Iterator[LLM]:
+    """The checkpoint of a family, built as the command line says."""
+    config = BuildConfig(quantization=args.quantization, max_batch_size=args.max_batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = build_engine(checkpoint_dir(family), Path(folder) / "engine", config)
+        with LLM(engine, cuda_graphs=args.cuda_graphs) as llm:
+            yield llm
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", choices=FAMILIES, nargs="+", default=list(FAMILIES))
@@ -67,15 +87,17 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, nargs="+", default=[96, 256])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.4, 0.5])
     parser.add_argument("--max-batch-size", type=int, default=8)
+    parser.add_argument("--quantization", choices=QUANTIZATIONS)
+    parser.add_argument("--cuda-graphs", choices=CUDA_GRAPHS)
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     args = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     result: dict[str, Any] = {"device": device, "torch": torch.__version__, "python": platform.python_version()}
-    result |= {"heldout_seed": HELDOUT_SEED}
+    result |= {"heldout_seed": HELDOUT_SEED, "quantization": args.quantization, "cuda_graphs": args.cuda_graphs}
     problems = make_problems(args.problems, HELDOUT_SEED, "heldout")
     for family in args.families:
         result[family] = {}
-        with LLM(checkpoint_dir(family), max_batch_size=args.max_batch_size) as llm:
+        with open_model(family, args) as llm:
             for (name, decoding), tokens in product(decodings(args.thresholds).items(), args.max_tokens):
                 numbers = evaluate(llm, problems, decoding, tokens)
                 title = f"{name}, max_tokens {tokens}"

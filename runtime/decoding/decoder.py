@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from d3llm_trt.manifest import Progress
+from d3llm_trt.runtime.decoding.config import DecodingConfig
+from d3llm_trt.runtime.decoding.device_step import Bucket
 from d3llm_trt.runtime.decoding.state import DecodingState, new_request
 from d3llm_trt.runtime.decoding.step import SlotReport, StepShape, plan_pass, read_report, report, run_step
 from d3llm_trt.runtime.engines.base import Engine
@@ -36,7 +39,7 @@ class Decoder:
         spec = engine.spec
         self._engine = engine
         self.state = DecodingState.empty(spec.max_batch_size, spec.max_seq_len, spec.device)
-        self._runner = graph_runner(engine, self.state, cuda_graphs)
+        self.runner = graph_runner(engine, self.state, cuda_graphs)
         self._occupants: dict[int, _Occupant] = {}
         self.reports: dict[int, SlotReport] = {}
 
@@ -52,12 +55,36 @@ class Decoder:
         self._occupants[slot] = _Occupant(length, blocks, algorithm, params.temperature > 0)
         self.reports[slot] = read_report(report(progress))[0]
 
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Capture what requests will probably need, by steps of a request made up for each; none may be in a slot.
+
+        ``progress`` is called as ``progress("capture", done, total)``.
+        """
+        if self.runner is None:
+            return
+        defaults = self.runner.defaults
+        for done, bucket in enumerate(defaults, start=1):
+            self._admit_for(bucket)
+            self.note([0], self.runner.run([0], bucket.tokens, bucket.rows, capture=True))
+            if progress is not None:
+                progress("capture", done, len(defaults))
+
+    def _admit_for(self, bucket: Bucket) -> None:
+        """A request whose first pass fills a bucket, into slot 0."""
+        spec = self._engine.spec
+        length = min(bucket.tokens, spec.max_seq_len)
+        generated = min(bucket.rows, length - 1)
+        ids = [token for token in range(spec.model_config.vocab_size) if token != spec.model_config.mask_token_id]
+        prompt = [ids[index % len(ids)] for index in range(length - generated)]
+        decoding = DecodingConfig(block_size=generated, threshold=0.0)
+        self.admit(0, prompt, SamplingParams(max_tokens=generated, decoding=decoding))
+
     def step(self, slots: Sequence[int]) -> list[SlotReport]:
         """One pass for the requests in ``slots``."""
-        if self._runner is not None:
+        if self.runner is not None:
             used = [self.reports[slot] for slot in slots]
             tokens, rows = sum(report.window_tokens for report in used), sum(report.candidates for report in used)
-            return self.note(slots, self._runner.run(slots, tokens, rows))
+            return self.note(slots, self.runner.run(slots, tokens, rows))
         where = torch.tensor(slots, device=self._engine.spec.device)
         return self.note(slots, run_step(self._engine, self.state, where, self.shape(slots)))
 
@@ -87,4 +114,4 @@ class Decoder:
 
     def _on_stream(self) -> AbstractContextManager[object]:
         """What touches the state of a runner is queued behind its steps."""
-        return nullcontext() if self._runner is None else torch.cuda.stream(self._runner.stream)
+        return nullcontext() if self.runner is None else torch.cuda.stream(self.runner.stream)

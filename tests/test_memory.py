@@ -1,0 +1,60 @@
+"""What fits the free memory of a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import CHECKPOINTS
+
+from d3llm_trt import LLM, BuildConfig, build_engine
+from d3llm_trt.errors import EngineError
+from d3llm_trt.manifest import Manifest, load_manifest
+from d3llm_trt.runtime.engines.base import EngineSpec
+from d3llm_trt.runtime.memory import check_memory, largest_batch
+
+SEQ = 512
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = BuildConfig(max_batch_size=64, max_seq_len=SEQ)
+    return build_engine(CHECKPOINTS["llada"], tmp_path_factory.mktemp("memory") / "engine", config)
+
+
+def spec_of(manifest: Manifest, device: str, batch: int) -> EngineSpec:
+    config = manifest.model_config
+    return EngineSpec(config, "torch", torch.bfloat16, torch.device(device), batch, SEQ, 64 * SEQ)
+
+
+def test_the_largest_batch_that_fits(engine: Path) -> None:
+    manifest = load_manifest(engine)
+    spec = spec_of(manifest, "cuda", 64)
+    found = [largest_batch(manifest, spec, size << 20) for size in (100, 600, 700, 900, 1 << 20)]
+    assert found == sorted(found) and found[0] == 0 and found[-1] == 64
+    assert 0 < found[2] < 64
+
+
+def test_a_gpu_that_is_too_small_is_refused_with_the_numbers(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = load_manifest(engine)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700 << 20, 1 << 30))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    fits = largest_batch(manifest, spec_of(manifest, "cuda", 64), 700 << 20)
+    check_memory(manifest, spec_of(manifest, "cuda", fits))
+    check_memory(manifest, spec_of(manifest, "cpu", 64))
+    with pytest.raises(EngineError, match=f"max_batch_size 64 x max_seq_len 512 takes .* max_batch_size up to {fits} "):
+        check_memory(manifest, spec_of(manifest, "cuda", 64))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 20, 1 << 30))
+    with pytest.raises(EngineError, match="10 MiB free; use a GPU with more memory"):
+        check_memory(manifest, spec_of(manifest, "cuda", 64))
+
+
+@pytest.mark.gpu
+def test_a_gpu_in_use_refuses_before_weights_are_read(engine: Path) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(free - (650 << 20), dtype=torch.uint8, device="cuda")
+    with pytest.raises(EngineError, match="max_batch_size 64 .* free; max_batch_size up to"):
+        LLM(engine, device="cuda")
+    del taken
