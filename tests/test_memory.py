@@ -55,6 +55,6 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_numbers(engine: Path, monke
 def test_a_gpu_in_use_refuses_before_weights_are_read(engine: Path) -> None:
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(free - (650 << 20), dtype=torch.uint8, device="cuda")
-    with pytest.raises(EngineError, match="max_batch_size 64 .* free; max_batch_size up to"):
+    with pytest.raises(EngineError, match=r"max_batch_size 64 .* free; max_batch_size up to"):
         LLM(engine, device="cuda")
     del taken
