@@ -10,7 +10,9 @@ import re
 import stat
 import struct
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,11 @@ class WeightsFile:
             data = data.clone()
         return data.view(dtype).view(entry.shape)
 
+    def give_pages_back(self) -> None:
+        """Pages that were read come from the file again when they are needed; what was written to them is lost."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Drop the map; it goes when the last tensor over it does."""
         self._maps.clear()
@@ -95,6 +102,25 @@ def _map_privately(descriptor: int) -> mmap.mmap:
     # Without MAP_NORESERVE Linux refuses a private map larger than its memory, though nothing is ever written to it.
     no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
     return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+@contextmanager
+def not_resident(files: Iterable[WeightsFile], every: float = 0.1) -> Iterator[None]:
+    """Meanwhile mapped pages of ``files`` are given back after each ``every`` seconds, so that few stay in memory."""
+    ended = threading.Event()
+
+    def give_back() -> None:
+        while not ended.wait(every):
+            for file in files:
+                file.give_pages_back()
+
+    thread = threading.Thread(target=give_back, name="give pages back", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def open_weights(path: Path) -> WeightsFile:

@@ -73,6 +73,7 @@ def test_a_plan_needs_a_gpu_to_run(tmp_path: Path) -> None:
         ("tensorrt-rtx", {"compute_capabilities": ("9.0",)}, "compute_capabilities is '9.0'; allowed: 8.0"),
         ("tensorrt-rtx", {"token_buckets": (4096,)}, "token_buckets is 4096; allowed: at most 512"),
         ("tensorrt-rtx", {"compute_capabilities": ("7.5",)}, "allowed: 8.0, 8.6, 8.9, 12.0, 12.1 for float32"),
+        ("tensorrt-rtx", {"strip_weights": True}, r"compute_capabilities is \('8.6', .*; allowed: one with strip_"),
         ("tensorrt", {"compute_capabilities": ("9.0",)}, "builds for its own GPU"),
         ("tensorrt", {"attention_mask": "explicit"}, "attention_mask is 'explicit', which tensorrt cannot"),
         ("torch", {}, "tensorrt is set, which the torch backend does not use"),
@@ -141,7 +142,7 @@ def test_a_missing_tensorrt_says_what_to_install(tmp_path: Path) -> None:
 
 def test_stripped_rtx_plans_need_a_gpu_where_they_are_built(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="strip_weights with tensorrt-rtx needs a GPU"):
-        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config(strip_weights=True))
+        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config(strip_weights=True, compute_capabilities=("8.9",)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +151,8 @@ def test_stripped_rtx_plans_need_a_gpu_where_they_are_built(tmp_path: Path) -> N
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_stripped_plans_leave_the_weights_out(source: Path, dtype: str, tmp_path: Path) -> None:
     full, stripped = (
-        build_engine(source, tmp_path / str(strip), config(dtype, strip_weights=strip)) for strip in (False, True)
+        build_engine(source, tmp_path / str(strip), config(dtype, compute_capabilities=("8.9",), strip_weights=strip))
+        for strip in (False, True)
     )
     manifest = load_manifest(stripped)
     verify_files(stripped, manifest)
