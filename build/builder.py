@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import check_target, publish
 from d3llm_trt.build.weights_file import file_bytes, open_weights, write_weights
 from d3llm_trt.config import BuildConfig
-from d3llm_trt.errors import BuildError, EngineError, PluginError
+from d3llm_trt.errors import BuildError, ConfigError, EngineError, PluginError
 from d3llm_trt.manifest import (
     FORMAT_VERSION,
     PLAN_FILE,
@@ -37,6 +37,7 @@ from d3llm_trt.manifest import (
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
+from d3llm_trt.prompts import read_prompt_file
 from d3llm_trt.tensorrt_module import load_tensorrt
 
 SPARE_BYTES = 64 << 20
@@ -107,7 +108,18 @@ def _plugin_facts(settings: BuildConfig) -> PluginFacts | None:
 
 
 def _resolved(checkpoint: Checkpoint, build_config: BuildConfig | None) -> BuildConfig:
-    return (build_config or BuildConfig()).resolved(checkpoint.config.max_position_embeddings, checkpoint.dtype)
+    settings = (build_config or BuildConfig()).resolved(checkpoint.config.max_position_embeddings, checkpoint.dtype)
+    if settings.calibration_prompts is not None:
+        _check_prompt_file(Path(settings.calibration_prompts))
+    return settings
+
+
+def _check_prompt_file(path: Path) -> None:
+    """Raise ConfigError unless ``path`` holds prompts. A pipe cannot be read a second time, so it is refused."""
+    if not path.is_file():
+        fix = "correct the name, or leave it out for generated prompts"
+        raise ConfigError(f"calibration_prompts is {str(path)!r}; allowed: a regular file; {fix}")
+    read_prompt_file(path)
 
 
 def _build(
@@ -142,18 +154,19 @@ def _check_space(target: Path, size: int) -> None:
 def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None) -> None:
     from d3llm_trt.build.tokenizer import convert_tokenizer
 
-    # The tokenizer first: a bad one is found before the long work.
+    # The tokenizer and what needs it first: what is wrong there is found before the long work.
     files = {name: file_facts(path / name) for name in convert_tokenizer(checkpoint.path, checkpoint.config, path)}
+    canvases, prompts = _canvases(checkpoint.config, settings, path), _prompt_facts(settings)
     errors: dict[str, float] = {}
     if settings.backend == "torch" and settings.quantization is not None:
-        files[WEIGHTS_FILE], errors = _write_quantized(checkpoint, settings, path, progress)
+        files[WEIGHTS_FILE], errors = _write_quantized(checkpoint, settings, path, canvases, progress)
     else:
         files[WEIGHTS_FILE] = _write_weights(checkpoint, settings, path / WEIGHTS_FILE, progress)
     backend_version: str = str(torch.__version__)
     capabilities: tuple[str, ...] = ()
     if settings.backend != "torch":
         checkpoint.close()
-        backend_version, capabilities = _write_plan(checkpoint.config, settings, path, files, progress)
+        backend_version, capabilities = _write_plan(checkpoint.config, settings, path, files, canvases, progress)
     manifest = Manifest(
         model_config=checkpoint.config,
         build_config=settings,
@@ -164,8 +177,22 @@ def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: 
         compute_capabilities=capabilities,
         plugin=_plugin_facts(settings),
         quantization_errors=errors,
+        calibration_prompts=prompts,
     )
     write_manifest(path, manifest)
+
+
+def _canvases(config: ModelConfig, settings: BuildConfig, path: Path) -> list[torch.Tensor]:
+    """What a quantization is calibrated on."""
+    if settings.quantization is None:
+        return []
+    from d3llm_trt.build.calibration import canvases_for
+
+    return canvases_for(config, settings, path)
+
+
+def _prompt_facts(settings: BuildConfig) -> FileFacts | None:
+    return None if settings.calibration_prompts is None else file_facts(Path(settings.calibration_prompts))
 
 
 def _write_weights(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None) -> FileFacts:
@@ -179,21 +206,24 @@ def _write_weights(checkpoint: Checkpoint, settings: BuildConfig, path: Path, pr
 
 
 def _write_quantized(
-    checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None
+    checkpoint: Checkpoint,
+    settings: BuildConfig,
+    path: Path,
+    canvases: Sequence[torch.Tensor],
+    progress: Progress | None,
 ) -> tuple[FileFacts, dict[str, float]]:
     """Calibrate on unquantized weights, mapped from a file that goes away; write the others. Returns layers' errors."""
-    from d3llm_trt.build.quantize import ROUNDS, calibrate, output_errors, packed_fp8, scales_for
+    from d3llm_trt.build.calibration import calibrate
+    from d3llm_trt.build.quantize import output_errors, packed_fp8, scales_for
 
     config, unquantized = checkpoint.config, path / UNQUANTIZED_FILE
     _write_weights(checkpoint, settings, unquantized, progress)
     checkpoint.close()
     packed = open_weights(unquantized)
     weights = {name: packed.tensor(name) for name in config.tensor_shapes()}
-    calibration = calibrate(config, weights, progress)
+    calibration = calibrate(config, weights, canvases, progress)
     scales = scales_for(config, weights, calibration)
-    errors = output_errors(config, weights, scales, calibration.canvas)
-    if progress is not None:
-        progress("calibrate", ROUNDS + 1, ROUNDS + 1)
+    errors = output_errors(config, weights, scales, calibration.canvas, progress)
     forms = packed_tensors(config, settings.dtype, settings.quantization)
     tensors = _reported("quantize weights", packed_fp8(config, weights, scales), forms, progress)
     facts = write_weights(path / WEIGHTS_FILE, forms, tensors)
@@ -202,14 +232,19 @@ def _write_quantized(
 
 
 def _write_plan(
-    config: ModelConfig, settings: BuildConfig, path: Path, files: dict[str, FileFacts], progress: Progress | None
+    config: ModelConfig,
+    settings: BuildConfig,
+    path: Path,
+    files: dict[str, FileFacts],
+    canvases: Sequence[torch.Tensor],
+    progress: Progress | None,
 ) -> tuple[str, tuple[str, ...]]:
     """Write the plan beside the packed weights, which stay only where it has none. Returns version and GPUs."""
     from d3llm_trt.build.tensorrt.plan import build_plan
 
     packed = open_weights(path / WEIGHTS_FILE)
     weights = {name: packed.tensor(name) for name in config.tensor_shapes()}
-    files[PLAN_FILE] = build_plan(config, weights, settings, path / PLAN_FILE, progress)
+    files[PLAN_FILE] = build_plan(config, weights, settings, path / PLAN_FILE, progress, canvases)
     options = settings.tensorrt
     assert options is not None
     if not options.strip_weights:
@@ -273,7 +308,9 @@ def _cache_key(checkpoint: Checkpoint, settings: BuildConfig) -> str:
 
     # The fingerprint covers configuration and weights; the tokenizer is in the engine too.
     tokenizer = {name: file_facts(path).sha256 for name in SOURCE_FILES if (path := checkpoint.path / name).is_file()}
-    parts = [checkpoint.fingerprint, settings.to_dict(), tokenizer, FORMAT_VERSION, d3llm_trt.__version__]
+    prompts = _prompt_facts(settings)
+    configured = {**settings.to_dict(), "calibration_prompts": None if prompts is None else prompts.sha256}
+    parts = [checkpoint.fingerprint, configured, tokenizer, FORMAT_VERSION, d3llm_trt.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -50,6 +50,12 @@ def tensorrt_options(command: Command) -> Command:
     help="Of linear layers, weights and inputs, all but the LM head; needs compute capability 8.9 on a GPU.",
     show_default="none",
 )
+@click.option(
+    "--calibration-prompts",
+    type=PATH,
+    help="Prompts whose unmasking sets the scales of fp8, a file as for generate --file.",
+    show_default="generated ones",
+)
 @click.option("--max-batch-size", type=int, default=8, help="Requests decoded together.")
 @click.option(
     "--max-seq-len", type=int, show_default="the model's limit, at most 2048", help="Prompt plus answer of one request."

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from d3llm_trt.errors import ConfigError
@@ -155,6 +155,8 @@ class TensorRTConfig:
         for capability in capabilities or ():
             allowed = f"{', '.join(supported)} for {precision}"
             require(capability in supported, "compute_capabilities", capability, allowed)
+        one = not (rtx and self.strip_weights) or len(capabilities or ()) == 1
+        require(one, "compute_capabilities", capabilities, "one with strip_weights; a plan refits on one kind of GPU")
         buckets = self.token_buckets or default_buckets(max_tokens)
         require(max(buckets) <= max_tokens, "token_buckets", max(buckets), f"at most {max_tokens}")
         complete = tuple(sorted({*buckets, max_tokens}))
@@ -184,6 +186,8 @@ class BuildConfig:
         max_seq_len: prompt plus ``max_tokens`` of one request; by default the model's limit, at most 2048.
         max_num_tokens: rows of one forward pass over all requests; by default ``max_batch_size * max_seq_len``.
         quantization: ``fp8`` for the weights and inputs of linear layers, or None.
+        calibration_prompts: file of prompts, as ``d3llm-trt generate --file`` reads, whose unmasking sets the scales of
+            inputs; by default generated ones.
         tensorrt: options of the TensorRT backends.
     """
 
@@ -193,9 +197,11 @@ class BuildConfig:
     max_seq_len: int | None = None
     max_num_tokens: int | None = None
     quantization: str | None = None
+    calibration_prompts: str | None = None
     tensorrt: TensorRTConfig | None = None
 
     def __post_init__(self) -> None:
+        self._check_calibration()
         options: object = self.tensorrt
         if isinstance(options, Mapping):
             options = from_mapping(TensorRTConfig, options, "tensorrt")
@@ -210,6 +216,16 @@ class BuildConfig:
             value = getattr(self, name)
             optional = value is None and name != "max_batch_size"
             require(optional or (is_integer(value) and 1 <= value <= top), name, value, f"an integer in 1..{top}")
+
+    def _check_calibration(self) -> None:
+        prompts: object = self.calibration_prompts
+        if isinstance(prompts, PurePath):
+            object.__setattr__(self, "calibration_prompts", str(prompts))
+        elif prompts is not None:
+            require(isinstance(prompts, str), "calibration_prompts", prompts, "None or a file's name")
+        if prompts is not None and self.quantization is None:
+            fix = "set quantization to 'fp8', or leave it out"
+            raise ConfigError(f"calibration_prompts is {str(prompts)!r}, which goes with quantization 'fp8'; {fix}")
 
     def resolved(self, max_position_embeddings: int, checkpoint_dtype: str) -> BuildConfig:
         """The same with every default filled in for one checkpoint.

@@ -64,7 +64,14 @@ def _quantization_facts(manifest: Manifest) -> Facts:
         "quantization": manifest.build_config.quantization,
         "largest_quantization_error": round(errors[worst], 5),
         "layer_of_largest_error": worst,
+        **_calibration_facts(manifest),
     }
+
+
+def _calibration_facts(manifest: Manifest) -> Facts:
+    """The file of prompts by which input scales were set."""
+    build = manifest.build_config
+    return {} if build.quantization is None else {"calibrated_on": build.calibration_prompts or "generated prompts"}
 
 
 def plan_facts(manifest: Manifest) -> Facts:
@@ -77,6 +84,7 @@ def plan_facts(manifest: Manifest) -> Facts:
         "tensorrt_version": manifest.backend_version,
         "compute_capabilities": list(manifest.compute_capabilities),
         "quantization": build.quantization or "none",
+        **_calibration_facts(manifest),
         "attention": options.attention,
         "attention_mask": options.attention_mask if options.attention == "native" else "none",
         "token_buckets": list(options.token_buckets),

@@ -60,6 +60,8 @@ class Manifest:
         files: every file of the directory but the manifest.
         quantization_errors: by linear layer whose packed weight is quantized, the relative error of its output while
             the scales were measured.
+        calibration_prompts: size and checksum of the file of prompts on which they were measured; None if those were
+            generated, or nothing is quantized.
         format_version: of the directory.
     """
 
@@ -72,6 +74,7 @@ class Manifest:
     compute_capabilities: tuple[str, ...] = ()
     plugin: PluginFacts | None = None
     quantization_errors: Mapping[str, float] = field(default_factory=dict)
+    calibration_prompts: FileFacts | None = None
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
@@ -96,6 +99,8 @@ class Manifest:
         }
         if self.quantization_errors:
             values["quantization_errors"] = dict(self.quantization_errors)
+        if self.calibration_prompts is not None:
+            values["calibration_prompts"] = vars(self.calibration_prompts)
         return {**values, "checksum": _checksum(values)}
 
 
@@ -154,8 +159,8 @@ def _from_values(values: dict[str, Any]) -> Manifest:
         "compute_capabilities": list, "plugin": (dict, type(None)), "checkpoint_fingerprint": str,
         "pretrained_config": dict, "build_config": dict, "files": dict, "checksum": str,
     }  # fmt: skip
-    errors = values.get("quantization_errors", {})
-    if wrong := sorted(expected.keys() ^ values.keys() - {"quantization_errors"}):
+    errors, prompts = values.get("quantization_errors", {}), values.get("calibration_prompts")
+    if wrong := sorted(expected.keys() ^ values.keys() - {"quantization_errors", "calibration_prompts"}):
         raise ConfigError(f"missing or unknown keys {wrong}")
     for name, kind in expected.items():
         if not isinstance(values[name], kind):  # type: ignore[arg-type]
@@ -177,6 +182,7 @@ def _from_values(values: dict[str, Any]) -> Manifest:
         compute_capabilities=tuple(map(str, values["compute_capabilities"])),
         plugin=None if values["plugin"] is None else from_mapping(PluginFacts, values["plugin"], "plugin"),
         quantization_errors=errors,
+        calibration_prompts=None if prompts is None else _file_facts("calibration_prompts", prompts),
     )
 
 

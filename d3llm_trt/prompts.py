@@ -1,4 +1,4 @@
-"""Prompts of the command line: from arguments, a file, or standard input, as text or as chat messages."""
+"""Prompts that users give: as arguments, in a file, or on standard input, as text or as chat messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_prompts(texts: Sequence[str], file: Path | None, stdin: BinaryIO | None
         raise ConfigError("prompt '-' is given twice; standard input can be read once")
     prompts: list[Prompt] = [_read_stdin(stdin) if text == STDIN else text for text in texts]
     if file is not None:
-        prompts += _read_file(file)
+        prompts += read_prompt_file(file)
     return prompts
 
 
@@ -49,8 +49,15 @@ def _read_stdin(stdin: BinaryIO | None) -> str:
     return text
 
 
+def read_prompt_file(path: Path) -> list[Prompt]:
+    """One prompt per line that is not blank; lines of a ``.jsonl`` file are objects.
+
+    Raises ConfigError naming the file and what is wrong with it.
+    """
+    return list(_read_file(path))
+
+
 def _read_file(path: Path) -> Iterator[Prompt]:
-    """One prompt per line that is not blank; lines of a ``.jsonl`` file are objects."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 
 from d3llm_trt.errors import D3llmError
+from d3llm_trt.runtime.incremental_text import IncrementalText
 from d3llm_trt.runtime.outputs import MASKED, Canvas, CompletionOutput, RequestMetrics, RequestOutput
 from d3llm_trt.runtime.request import Request
-from d3llm_trt.runtime.tokenizer import IncrementalText, Tokenizer
+from d3llm_trt.tokenizer import Tokenizer
 
 
 class Answer:

@@ -24,8 +24,8 @@ from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request, RequestMaker, Sink
 from d3llm_trt.runtime.sampling_params import SamplingParams
 from d3llm_trt.runtime.scheduler import Scheduler
-from d3llm_trt.runtime.tokenizer import Tokenizer
 from d3llm_trt.runtime.worker import Worker
+from d3llm_trt.tokenizer import Tokenizer
 
 
 class LLM:

@@ -14,7 +14,7 @@ from d3llm_trt.runtime.decoding.state import new_request
 from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.sampling_params import SamplingParams
-from d3llm_trt.runtime.tokenizer import Tokenizer
+from d3llm_trt.tokenizer import Tokenizer
 
 ALLOWED = 'a str, {"prompt_token_ids": [...]}, {"prompt": "..."}, or a list of chat messages'
 CHARACTERS_PER_TOKEN = 128  # longer texts cannot fit, and to find that out would take time

@@ -14,7 +14,7 @@ from d3llm_trt.runtime.decoding.step import SlotReport
 from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request
-from d3llm_trt.runtime.tokenizer import Tokenizer
+from d3llm_trt.tokenizer import Tokenizer
 
 FAILURES_OF_A_BROKEN_ENGINE = 3
 _LOG = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ import d3llm_trt
 import d3llm_trt.inspection
 from d3llm_trt import build_engine
 from d3llm_trt.cli import cli
-from d3llm_trt.runtime.tokenizer import Tokenizer
+from d3llm_trt.tokenizer import Tokenizer
 
 QUESTION = next(iter(QUESTIONS))
 COMMAND = [sys.executable, "-c", "from d3llm_trt.cli import main; main()"]

@@ -142,7 +142,9 @@ def test_a_missing_tensorrt_says_what_to_install(tmp_path: Path) -> None:
 
 def test_stripped_rtx_plans_need_a_gpu_where_they_are_built(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="strip_weights with tensorrt-rtx needs a GPU"):
-        build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", config(strip_weights=True, compute_capabilities=("8.9",)))
+        build_engine(
+            GOLDEN / "llada_tiny", tmp_path / "engine", config(strip_weights=True, compute_capabilities=("8.9",))
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from d3llm_trt.build.tokenizer import convert_tokenizer
 from d3llm_trt.model.config import FAMILIES, Family
-from d3llm_trt.runtime.tokenizer import Tokenizer
+from d3llm_trt.tokenizer import Tokenizer
 from examples.tiny_d3llm.data import SHORT_CANVASES, make_dataset
 from examples.tiny_d3llm.decode import MultiBlock, decode, low_confidence
 from examples.tiny_d3llm.distill import NEVER, trajectory_masks

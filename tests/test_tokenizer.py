@@ -15,7 +15,8 @@ from tiny_tokenizers import model_config, special_ids, write_tokenizer
 from d3llm_trt.build.tokenizer import convert_tokenizer
 from d3llm_trt.errors import CheckpointError, EngineError, RequestError
 from d3llm_trt.model.config import Family
-from d3llm_trt.runtime.tokenizer import IncrementalText, Tokenizer
+from d3llm_trt.runtime.incremental_text import IncrementalText
+from d3llm_trt.tokenizer import Tokenizer
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 TEXTS = (

@@ -32,13 +32,13 @@ def find_server() -> Path | None:
 
 
 @contextmanager
-def open_server(repository: Path, work: Path, *arguments: str) -> Iterator[Server]:
-    """A ready server, closed at the end."""
+def open_server(repository: Path, work: Path, *arguments: str, seconds: float = 60) -> Iterator[Server]:
+    """A server that is ready within ``seconds``, closed at the end."""
     root = find_server()
     assert root is not None
     server = Server(root, repository, work, *arguments)
     try:
-        yield server.wait()
+        yield server.wait(seconds)
     finally:
         server.close()
 
@@ -114,9 +114,9 @@ class Server:
         answer: dict[str, Any] = json.loads(body)
         return answer
 
-    def stream(self, **inputs: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, timeout: float = 60, **inputs: Any) -> Iterator[dict[str, Any]]:
         """All events of one streamed answer."""
-        _, body = self.post("/v2/models/d3llm/generate_stream", {**inputs, "stream": True})
+        _, body = self.post("/v2/models/d3llm/generate_stream", {**inputs, "stream": True}, timeout)
         for line in body.decode().splitlines():
             if line.startswith("data: "):
                 yield json.loads(line[6:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,15 +25,19 @@ def build_plan(
     settings: BuildConfig,
     path: Path,
     progress: Progress | None = None,
+    canvases: Sequence[Tensor] = (),
 ) -> FileFacts:
-    """Build the plan of a resolved configuration into ``path``. Raises BuildError, or EngineError without TensorRT."""
+    """Build the plan of a resolved configuration into ``path``; FP8 scales are measured on ``canvases``.
+
+    Raises BuildError, or EngineError without TensorRT.
+    """
     assert settings.tensorrt is not None
     trt = load_tensorrt(settings.backend)
     if settings.backend == "tensorrt-rtx" and settings.tensorrt.strip_weights and not torch.cuda.is_available():
         # The code that refits weights is compiled on a GPU when the plan is built.
         raise BuildError("strip_weights with tensorrt-rtx needs a GPU where the plan is built; leave it out here")
     builder, messages = make_builder(trt)
-    lowered = lowered_weights(config, weights, settings.quantization)
+    lowered = lowered_weights(config, weights, settings.quantization, canvases, progress)
     dtype, sizes = getattr(torch, settings.dtype), plan_sizes(settings)
     try:
         built = build_network(trt, builder, config, lowered, dtype, sizes, settings.tensorrt)
@@ -42,11 +46,17 @@ def build_plan(
     return compile_plan(trt, builder, messages, built, settings.tensorrt, path, progress)
 
 
-def lowered_weights(config: ModelConfig, weights: Mapping[str, Tensor], quantization: str | None) -> LoweredWeights:
+def lowered_weights(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    quantization: str | None,
+    canvases: Sequence[Tensor] = (),
+    progress: Progress | None = None,
+) -> LoweredWeights:
     """The weights as the network takes them."""
     if quantization is None:
         return LoweredWeights(weights, {}, {})
-    packed = quantize_fp8(config, weights)
+    packed = quantize_fp8(config, weights, canvases, progress)
     return LoweredWeights({**weights, **packed.tensors}, packed.weight_scales, packed.input_scales)
 
 

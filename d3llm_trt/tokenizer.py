@@ -14,7 +14,6 @@ from d3llm_trt.model.config import Family
 from d3llm_trt.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TokenizerConfig
 
 ROLES = ("system", "user", "assistant")
-REPLACEMENT = "\ufffd"
 DREAM_SYSTEM_MESSAGE = "You are a helpful assistant."
 
 Message = Mapping[str, str]
@@ -111,33 +110,6 @@ class Tokenizer:
         known = [token_id for token_id in ids if 0 <= token_id < 1 << 32]
         text: str = self._model.decode(known, skip_special_tokens=False)
         return text
-
-
-class IncrementalText:
-    """Text of a growing list of ids, decoded piece by piece; holds back a character that is not complete yet."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._restart()
-
-    def _restart(self) -> None:
-        self._ids: list[int] = []
-        self._text = ""
-        self._done = 0  # ids[:_done] are in _text
-        self._context = 0  # decoders that treat a text's start differently see ids from here on again
-
-    def update(self, ids: Sequence[int], final: bool = False) -> str:
-        """The text of ``ids``, all of it if ``final``. Cheap if ``ids`` begin with the ids of the call before."""
-        if list(ids[: len(self._ids)]) != self._ids:
-            self._restart()
-        self._ids = list(ids)
-        before = self._tokenizer.decode(self._ids[self._context : self._done])
-        new = self._tokenizer.decode(self._ids[self._context :])[len(before) :]
-        if new and not new.endswith(REPLACEMENT):
-            self._text += new
-            self._context, self._done = self._done, len(self._ids)
-            return self._text
-        return self._text + (new if final else new.rstrip(REPLACEMENT))
 
 
 def check_messages(messages: object) -> None:

@@ -1,0 +1,145 @@
+"""What the inputs of linear layers look like while the model unmasks canvases: prompts, then masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from d3llm_trt.config import BuildConfig
+from d3llm_trt.errors import ConfigError, RequestError
+from d3llm_trt.manifest import Progress
+from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
+from d3llm_trt.model.transformer import forward
+from d3llm_trt.plugins.reference import select
+from d3llm_trt.prompts import Prompt, as_chat, read_prompt_file
+from d3llm_trt.tokenizer import Tokenizer
+
+ANSWER, PASSES = 96, 4
+GENERATED_PROMPTS = (16, 48, 96)
+SEED = 0
+ENTROPY_EPS = 1e-12
+_Ops = TypeVar("_Ops", bound=TorchOps)
+
+
+@dataclass
+class Calibration:
+    """What passes over canvases found: the largest input of each linear layer, and the last canvas that was run."""
+
+    peaks: dict[str, Tensor] = field(default_factory=dict)
+    canvas: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+class _Observer(TorchOps):
+    """Remembers the largest input of every linear layer in ``peaks``."""
+
+    peaks: dict[str, Tensor]
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """As TorchOps'."""
+        peak = x.abs().amax().float()
+        self.peaks[name] = torch.maximum(self.peaks.get(name, peak), peak)
+        return super().linear(name, x)
+
+
+def canvases_for(config: ModelConfig, settings: BuildConfig, engine_dir: Path) -> list[Tensor]:
+    """The canvases of a resolved configuration: its file's prompts, by the tokenizer in ``engine_dir``, or generated.
+
+    Raises ConfigError naming the file, the prompt and what is wrong with it.
+    """
+    if settings.calibration_prompts is None:
+        return generated_canvases(config)
+    limit = settings.max_seq_len
+    assert limit is not None
+    prompts = encoded_prompts(Path(settings.calibration_prompts), Tokenizer.load(engine_dir), config.vocab_size, limit)
+    return [_canvas(config, torch.tensor(ids), limit) for ids in prompts]
+
+
+def generated_canvases(config: ModelConfig) -> list[Tensor]:
+    """Prompts of random tokens, the same for every build, of lengths that differ."""
+    generator, limit = torch.Generator().manual_seed(SEED), config.max_position_embeddings
+    canvases = []
+    for size in GENERATED_PROMPTS:
+        ids = torch.randint(config.vocab_size - 1, (min(size, limit - 1),), generator=generator)
+        ids += ids >= config.mask_token_id
+        canvases.append(_canvas(config, ids, limit))
+    return canvases
+
+
+def _canvas(config: ModelConfig, prompt: Tensor, limit: int) -> Tensor:
+    """The prompt and the masks of an answer, which is short where the model's limit is near."""
+    masks = min(ANSWER, limit - len(prompt))
+    return torch.cat((prompt, prompt.new_full((masks,), config.mask_token_id)))
+
+
+def encoded_prompts(path: Path, tokenizer: Tokenizer | None, vocab_size: int, limit: int) -> Iterator[list[int]]:
+    """Token ids of every prompt in a file; texts become a user's chat where the tokenizer has chat tokens.
+
+    Raises ConfigError on one that the model cannot take, or that leaves no room for an answer below ``limit``.
+    """
+    for number, prompt in enumerate(read_prompt_file(path), start=1):
+        try:
+            ids = _encoded(prompt, tokenizer)
+            _check_ids(ids, vocab_size, limit)
+        except (RequestError, ConfigError) as error:
+            raise ConfigError(f"prompt file {path}: prompt {number}: {error}") from error
+        yield ids
+
+
+def _encoded(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
+    if isinstance(prompt, dict):
+        return prompt["prompt_token_ids"]
+    if tokenizer is None:
+        raise ConfigError('text needs a tokenizer, which the checkpoint lacks; give {"prompt_token_ids": [...]}')
+    chat = as_chat(prompt, None) if tokenizer.has_chat_template else prompt
+    return tokenizer.encode(chat) if isinstance(chat, str) else tokenizer.chat_ids(chat)  # type: ignore[arg-type]
+
+
+def _check_ids(ids: Sequence[int], vocab_size: int, limit: int) -> None:
+    if wrong := [token_id for token_id in ids if not 0 <= token_id < vocab_size]:
+        raise ConfigError(f"token id {wrong[0]}; allowed: 0..{vocab_size - 1}, the model's vocabulary; correct it")
+    if not 1 <= len(ids) < limit:
+        allowed = f"1..{limit - 1}, below max_seq_len"
+        raise ConfigError(f"{len(ids)} tokens; allowed: {allowed}; change the prompt, or build with a higher one")
+
+
+@torch.inference_mode()
+def calibrate(
+    config: ModelConfig, weights: Mapping[str, Tensor], canvases: Sequence[Tensor], progress: Progress | None = None
+) -> Calibration:
+    """Unmask every canvas in a few passes, each of which commits an equal part of its masks."""
+    found = Calibration()
+    for number, canvas in enumerate(canvases):
+        for done in range(PASSES):
+            found.canvas = canvas
+            canvas = _after_pass(config, weights, canvas, PASSES - done, found.peaks)
+            if progress is not None:
+                progress("calibrate", number * PASSES + done + 1, len(canvases) * PASSES)
+    return found
+
+
+def _after_pass(
+    config: ModelConfig, weights: Mapping[str, Tensor], canvas: Tensor, passes_left: int, peaks: dict[str, Tensor]
+) -> Tensor:
+    """The canvas with those masks committed that are most certain, of the first ones: decoders go block by block."""
+    masked = (canvas == config.mask_token_id).nonzero()[:, 0]
+    count = len(masked) // passes_left
+    candidates = masked[: max(count + count // 2, 1)]
+    ops = ops_over(_Observer, config, weights, len(canvas))
+    ops.peaks = peaks
+    logits = forward(config, ops, canvas, (candidates - int(config.shifted_logits)).clamp(min=0))
+    scores = select(logits, config.mask_token_id, torch.full(candidates.shape, ENTROPY_EPS), None)
+    surest = scores.entropy.argsort(stable=True)[:count]
+    return canvas.index_put((candidates[surest],), scores.greedy[surest])
+
+
+def ops_over(kind: type[_Ops], config: ModelConfig, weights: Mapping[str, Tensor], length: int) -> _Ops:
+    """Ops of ``kind`` for one canvas of ``length`` tokens, without a cache."""
+    dtype = weights["final_norm.weight"].dtype
+    shape = (config.num_layers, 1, 2, config.num_kv_heads, length, config.head_dim)
+    return kind(config, weights, torch.empty(shape, dtype=dtype), Windows.whole(length), rotary_tables(config, length))

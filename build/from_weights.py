@@ -1,0 +1,60 @@
+"""Packed weights in memory -> engine directory, for those that no checkpoint holds, such as random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import d3llm_trt
+from d3llm_trt.build.engine_dir import publish
+from d3llm_trt.build.weights_file import write_weights
+from d3llm_trt.config import BuildConfig, require
+from d3llm_trt.errors import BuildError
+from d3llm_trt.manifest import WEIGHTS_FILE, Manifest, write_manifest
+from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.packing import packed_tensors
+
+
+def write_engine(
+    engine_dir: str | Path, config: ModelConfig, weights: Mapping[str, Tensor], build_config: BuildConfig | None = None
+) -> Path:
+    """Write a torch engine into ``engine_dir`` and return that. It has no tokenizer: it takes and gives token ids.
+
+    Args:
+        weights: by name, on any device: those of :func:`packed_tensors` for the settings' dtype and quantization.
+        build_config: what the engine is for; the dtype is by default that of the embedding.
+
+    Raises ConfigError or BuildError; ``engine_dir`` is then what it was before.
+    """
+    settings = _resolved(config, weights, build_config or BuildConfig())
+    target = Path(engine_dir)
+    try:
+        return publish(target, lambda path: _write(path, config, weights, settings))
+    except OSError as error:
+        raise BuildError(f"{target}: cannot be written: {error}; choose another directory") from error
+
+
+def _resolved(config: ModelConfig, weights: Mapping[str, Tensor], given: BuildConfig) -> BuildConfig:
+    require(given.backend == "torch", "backend", given.backend, "torch for an engine that is only weights")
+    dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
+    return given.resolved(config.max_position_embeddings, dtype)
+
+
+def _write(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], settings: BuildConfig) -> None:
+    forms = packed_tensors(config, settings.dtype, settings.quantization)
+    if different := sorted(forms.keys() ^ weights.keys()):
+        raise BuildError(f"tensor {different[0]} is missing, or not part of a {settings.dtype} network")
+    # One at a time, so that weights on a GPU are never in the host's memory together.
+    facts = write_weights(path / WEIGHTS_FILE, forms, ((name, weights[name].cpu()) for name in forms))
+    manifest = Manifest(
+        model_config=config,
+        build_config=settings,
+        backend_version=str(torch.__version__),
+        package_version=d3llm_trt.__version__,
+        checkpoint_fingerprint=facts.sha256,
+        files={WEIGHTS_FILE: facts},
+    )
+    write_manifest(path, manifest)

@@ -1,0 +1,38 @@
+"""Engines made of weights in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import CHECKPOINTS
+
+from d3llm_trt import LLM, BuildConfig, SamplingParams, build_engine
+from d3llm_trt.build.checkpoint import open_checkpoint
+from d3llm_trt.build.from_weights import write_engine
+from d3llm_trt.errors import BuildError, ConfigError
+
+ASKED = [{"prompt_token_ids": [1, 2, 3]}]
+PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
+
+
+def test_the_same_weights_give_the_same_answer(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(CHECKPOINTS["llada"])
+    weights = dict(checkpoint.packed_tensors())
+    written = write_engine(tmp_path / "written", checkpoint.config, weights, BuildConfig(max_seq_len=32))
+    built = build_engine(CHECKPOINTS["llada"], tmp_path / "built", BuildConfig(max_seq_len=32))
+    with LLM(written, device="cpu") as llm, LLM(built, device="cpu") as other:
+        (mine,), (wanted,) = llm.generate(ASKED, PARAMS), other.generate(ASKED, PARAMS)
+        assert llm.tokenizer is None and mine.error is None
+    assert mine.outputs[0].token_ids == wanted.outputs[0].token_ids
+
+
+def test_what_is_no_engine_is_not_written(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(CHECKPOINTS["llada"])
+    weights = dict(checkpoint.packed_tensors())
+    with pytest.raises(ConfigError, match="backend is 'tensorrt'"):
+        write_engine(tmp_path / "e", checkpoint.config, weights, BuildConfig("tensorrt"))
+    del weights["final_norm.weight"]
+    with pytest.raises(BuildError, match=r"tensor final_norm\.weight is missing"):
+        write_engine(tmp_path / "e", checkpoint.config, weights)
+    assert not list(tmp_path.iterdir())
