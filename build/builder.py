@@ -18,7 +18,7 @@ from filelock import FileLock
 import d3llm_trt
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import check_target, publish
-from d3llm_trt.build.weights_file import file_bytes, open_weights, write_weights
+from d3llm_trt.build.weights_file import file_bytes, not_resident, open_weights, write_weights
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, ConfigError, EngineError, PluginError
 from d3llm_trt.manifest import (
@@ -199,7 +199,8 @@ def _write_weights(checkpoint: Checkpoint, settings: BuildConfig, path: Path, pr
     forms = packed_tensors(checkpoint.config, settings.dtype)
     tensors = _reported("pack weights", checkpoint.packed_tensors(), forms, progress)
     try:
-        return write_weights(path, forms, tensors)
+        with not_resident(checkpoint.weight_files):
+            return write_weights(path, forms, tensors)
     except OverflowError as error:
         fix = "choose bfloat16 or float32"
         raise BuildError(f"dtype is {settings.dtype!r}, too small a range for tensor {error}; {fix}") from error
@@ -244,7 +245,8 @@ def _write_plan(
 
     packed = open_weights(path / WEIGHTS_FILE)
     weights = {name: packed.tensor(name) for name in config.tensor_shapes()}
-    files[PLAN_FILE] = build_plan(config, weights, settings, path / PLAN_FILE, progress, canvases)
+    with not_resident([packed]):
+        files[PLAN_FILE] = build_plan(config, weights, settings, path / PLAN_FILE, progress, canvases)
     options = settings.tensorrt
     assert options is not None
     if not options.strip_weights:

@@ -63,17 +63,18 @@ class Checkpoint:
         path: the directory.
         config: hyper-parameters.
         dtype: of all weights: "bfloat16", "float16" or "float32".
+        weight_files: the files they are in.
     """
 
     path: Path
     config: ModelConfig
     dtype: str
     _config_bytes: bytes = field(repr=False)
-    _files: tuple[WeightsFile, ...] = field(repr=False)
+    weight_files: tuple[WeightsFile, ...] = field(repr=False)
 
     @cached_property
     def _homes(self) -> dict[str, WeightsFile]:
-        return {name: file for file in self._files for name in file.tensors}
+        return {name: file for file in self.weight_files for name in file.tensors}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,8 +85,8 @@ class Checkpoint:
         is missed lies inside a large tensor and between all of its pieces.
         """
         digest = hashlib.sha256(self._config_bytes)
-        in_full = sum(file.size for file in self._files) <= FULL_HASH_BYTES
-        for file in self._files:
+        in_full = sum(file.size for file in self.weight_files) <= FULL_HASH_BYTES
+        for file in self.weight_files:
             digest.update(f"\n{file.path.name} {file.size} {len(file.header)}\n".encode())
             digest.update(file.header)
             for piece in file.read(_whole(file) if in_full else _samples(file)):
@@ -98,7 +99,7 @@ class Checkpoint:
 
     def close(self) -> None:
         """Give back the memory that the mapped files take; tensors that were asked for stay valid."""
-        for file in self._files:
+        for file in self.weight_files:
             file.close()
 
     def packed_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -130,7 +130,10 @@ class LLM:
         """
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         request_id = self.submit(prompt, sampling_params, outputs.put, stream=True, canvas=canvas)
-        return self._stream(request_id, outputs)
+        stream = self._stream(request_id, outputs)
+        # A generator that was never started does not run its own clean-up.
+        weakref.finalize(stream, self.cancel, request_id).atexit = False
+        return stream
 
     def _stream(
         self, request_id: str, outputs: queue.SimpleQueue[RequestOutput]

@@ -42,8 +42,8 @@ class SamplingParams:
         need(isinstance(self.ignore_eos, bool), "ignore_eos", "True or False")
         need(self.end_id is None or (is_integer(self.end_id) and self.end_id >= 0), "end_id", "None or a token id")
         need(isinstance(self.decoding, DecodingConfig), "decoding", "a DecodingConfig")
-        stops = self.stop_strings
-        need(all(isinstance(text, str) and text for text in stops), "stop", "non-empty strings")
+        need(self.stop is None or isinstance(self.stop, (str, Sequence)), "stop", "None, a string, or a list of them")
+        need(all(isinstance(text, str) and text for text in self.stop_strings), "stop", "non-empty strings")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

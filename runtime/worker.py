@@ -33,6 +33,8 @@ class Worker:
     def cancel(self, request_id: str) -> None:
         """Forget a request; nothing happens if it is finished or the worker is closed."""
         with self._changed:
+            if self._closed or self._failure is not None:
+                return
             self._errands.append(lambda: self._scheduler.cancel(request_id))
             self._changed.notify()
 

@@ -365,7 +365,7 @@ def test_large_checkpoints_are_sampled_in_every_tensor(tmp_path: Path, monkeypat
     small(tmp_path, "dream", hidden=64)
     first = open_checkpoint(tmp_path).fingerprint
     assert open_checkpoint(tmp_path).fingerprint == first
-    for file in open_checkpoint(tmp_path)._files:
+    for file in open_checkpoint(tmp_path).weight_files:
         data = file.path.read_bytes()
         for entry in file.tensors.values():
             for position in (entry.begin, entry.end - 1):

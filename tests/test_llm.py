@@ -192,6 +192,13 @@ def test_leaving_a_stream_frees_its_slot(llm: LLM) -> None:
     assert output.metrics.num_forward_passes < 10 and time.perf_counter() - begin < 5
 
 
+def test_a_stream_that_nobody_reads_frees_its_slot(llm: LLM) -> None:
+    stream = llm.generate_stream(CHATS[0], params(200, decoding=ONE_BY_ONE, ignore_eos=True))
+    del stream
+    llm.generate([CHATS[1]], params())
+    assert llm.load == (0, 0)
+
+
 def test_async_requests_run_together(llm: LLM) -> None:
     async def last(chat: Any) -> RequestOutput:
         outputs = [output async for output in llm.generate_async(chat, params())]
@@ -330,6 +337,8 @@ def test_a_bad_stream_raises_at_once(llm: LLM) -> None:
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"seed": 1 << 63}, "seed is"),
         ({"stop": [""]}, "stop is"),
+        ({"stop": 5}, "stop is 5; allowed: None, a string, or a list of them"),
+        ({"stop": (text for text in ["a"])}, "stop is <generator"),
         ({"decoding": {"threshold": 1}}, "decoding is"),
     ],
 )

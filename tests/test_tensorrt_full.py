@@ -65,7 +65,7 @@ def test_every_option_reaches_the_builder() -> None:
         ("set_flag", "VERSION_COMPATIBLE"),
         ("set_flag", "WEIGHT_STREAMING"),
         ("set_flag", "STRIP_PLAN"),
-        ("set_flag", "REFIT_IDENTICAL"),
+        ("set_flag", "REFIT_INDIVIDUAL"),
         ("set_preview_feature", "ALIASED_PLUGIN_IO_10_03", True),
         ("hardware_compatibility_level", "AMPERE_PLUS"),
     ]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.build.tensorrt.network import Binding, BuiltNetwork
 from d3llm_trt.config import TensorRTConfig
 from d3llm_trt.errors import BuildError
@@ -88,6 +89,8 @@ def compile_plan(
     config = builder.create_builder_config()
     _set_options(trt, config, options)
     _add_profiles(builder, config, built.bindings)
+    if options.strip_weights:
+        _mark_matrices(built.lowering)
     monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
     cache = _load_timing_cache(config, options.timing_cache)
@@ -113,8 +116,7 @@ def _set_options(trt: Any, config: Any, options: TensorRTConfig) -> None:
     for wanted, flags in (
         (options.version_compatible, ("VERSION_COMPATIBLE",)),
         (options.weight_streaming, ("WEIGHT_STREAMING",)),
-        # The same weights come back, so that TensorRT may rely on them, biases of products included.
-        (options.strip_weights, ("STRIP_PLAN", "REFIT_IDENTICAL")),
+        (options.strip_weights, ("STRIP_PLAN", "REFIT_INDIVIDUAL")),
     ):
         for flag in flags if wanted else ():
             config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -138,6 +140,13 @@ def _add_profiles(builder: Any, config: Any, bindings: Iterable[Binding]) -> Non
             profile.set_shape(binding.name, *binding.profiles[number])
         if config.add_optimization_profile(profile) < 0:
             raise BuildError(f"TensorRT refused the optimization profile {number}; see its messages")
+
+
+def _mark_matrices(lowering: Lowering) -> None:
+    """Only these are left out of a stripped plan. Vectors, scales and tables of angles are small, and stay in it."""
+    for name, tensor in lowering.named.items():
+        if tensor.ndim > 1 and not lowering.network.mark_weights_refittable(name):
+            raise BuildError(f"TensorRT refused to leave out the weight {name}; build without strip_weights")
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Lowering:
         self.trt = trt
         self.network = network
         self.given: dict[str, Tensor] = {}
+        self.named: dict[str, Tensor] = {}
         self._names: dict[str, int] = {}
 
     def layer(self, name: str, layer: Any) -> Any:
@@ -59,6 +60,7 @@ class Lowering:
         output, weights = self._constant(name, tensor, shape)
         if not self.network.set_weights_name(weights, name):
             raise BuildError(f"TensorRT refused to name the weight {name}; is it used twice?")
+        self.named[name] = tensor
         return output
 
     def constant(self, name: str, tensor: Tensor) -> Any:
