@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import heapq
 import itertools
 import json
 import logging
 import math
+import os
 import queue
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -588,9 +591,20 @@ class Sample:
         sample = cls(seconds, answered, int(status["VmRSS:"]) * 1024, int(status["Threads:"]))
         if device.type != "cuda":
             return sample
-        free, total = torch.cuda.mem_get_info(device)
         allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-        return replace(sample, allocated=allocated, reserved=reserved, used=total - free)
+        return replace(sample, allocated=allocated, reserved=reserved, used=_used_by_this_process(device))
+
+
+def _used_by_this_process(device: torch.device) -> int:
+    """Bytes of the GPU's memory; of all processes where the driver does not tell them apart."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, ValueError):
+        listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+        mine = [line.split(",")[1] for line in listed if line.split(",")[0] == str(os.getpid())]
+        if mine:
+            return int(mine[0]) << 20
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def growth(samples: Sequence[Sample], seconds: float) -> dict[str, dict[str, Any]]:
