@@ -1,7 +1,7 @@
 """Tables of measured numbers in the documents, made from ``benchmarks/results``.
 
 ``python benchmarks/tables.py`` rewrites what stands between ``<!-- table NAME -->`` and ``<!-- end NAME -->`` in
-README.md and docs/plugins.md; with ``--check`` it only says whether all of them are up to date.
+the DOCUMENTS; with ``--check`` it only says whether all of them are up to date.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "plugins.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "plugins.md", ROOT / "docs" / "triton.md")
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -91,7 +91,56 @@ def _step_cells(case: dict[str, Any]) -> tuple[str, str, str]:
     return f"{case['milliseconds']:.2f}", f"{case['products']:.2f}", f"{case['target_ms_h200']:g}"
 
 
-TABLES: dict[str, Callable[[], str]] = {"attention": attention_table, "select": select_table, "steps": steps_table}
+def tiny_table() -> str:
+    """Accuracy of the tiny checkpoints on the CPU, and on a GPU in bfloat16 and FP8."""
+    titles = {"LowConfidence": "`LowConfidence`", "FullAttnMultiBlock 0.4": "`FullAttnMultiBlock`, threshold 0.4"}
+    runs = [_read(f"tiny_d3llm{run}.json") for run in ("", "_h100", "_h100_fp8")]
+    rows = []
+    for family in ("llada", "dream"):
+        for key in runs[0][family]:
+            algorithm, tokens = key.split(", max_tokens ")
+            found = [run[family][key] for run in runs]
+            exact, rates = (
+                [f"{one['exact']:.1%}" for one in found],
+                [f"{one['tokens_per_forward']:.2f}" for one in found],
+            )
+            if algorithm in titles:
+                rows.append((f"tiny-d3llm-{family}, {titles[algorithm]}", tokens, *exact, *rates))
+    kinds = ("CPU", "GPU", "GPU, FP8")
+    columns = ("`max_tokens`", *(f"exact, {kind}" for kind in kinds), *(f"TPF, {kind}" for kind in kinds))
+    return markdown((f"GPU: {runs[1]['device']}", *columns), rows)
+
+
+def triton_table() -> str:
+    """Triton against LLM.generate."""
+    found = _read("triton_gpu_fp8.json")
+    measured = {
+        f"{where}, {what}": one
+        for where, key in (("`LLM.generate`", "generate"), ("Triton", "triton"))
+        for what, one in found[key].items()
+        if isinstance(one, dict)
+    }
+    rows = [
+        (
+            name,
+            f"{one['tokens_per_second']:.0f}",
+            f"{one['latency_median'] * 1e3:.0f}",
+            f"{one['latency_p95'] * 1e3:.0f}",
+        )
+        for name, one in measured.items()
+    ]
+    headings = ("tokens per second", "median latency, ms", "95 %, ms")
+    engine = found["engine"]
+    return markdown((f"{engine['shape']}, {engine['quantization']}, {found['device']}", *headings), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "attention": attention_table,
+    "select": select_table,
+    "steps": steps_table,
+    "tiny": tiny_table,
+    "triton": triton_table,
+}
 
 
 def renewed(text: str) -> str:
