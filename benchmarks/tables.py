@@ -114,12 +114,10 @@ def tiny_table() -> str:
 def triton_table() -> str:
     """Triton against LLM.generate."""
     found = _read("triton_gpu_fp8.json")
-    measured = {
-        f"{where}, {what}": one
-        for where, key in (("`LLM.generate`", "generate"), ("Triton", "triton"))
-        for what, one in found[key].items()
-        if isinstance(one, dict)
-    }
+    plain = {name: one for name, one in found["triton"].items() if "client" in name}
+    streamed = {f"streamed, {name}": one for name, one in found["triton"]["streamed"].items()}
+    measured = {f"`LLM.generate`, {name}": one for name, one in found["generate"].items()}
+    measured |= {f"Triton, {name}": one for name, one in (plain | streamed).items()}
     rows = [
         (
             name,
