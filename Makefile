@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CXX_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp plugins/*/*/*.cu plugins/*/*/*.h plugins/*/*/*.cpp)
 SOURCES := d3llm_trt build plugins runtime tests examples benchmarks setup.py
 
 .PHONY: demo test lint format types plugins triton clean help
@@ -19,6 +20,7 @@ test: $(READY) ## run all tests; those for a GPU are skipped without one
 lint: $(READY) types ## style, format and static types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 # The package is spread over four folders, which mypy must see as one tree.
 types: $(READY)
@@ -29,6 +31,7 @@ types: $(READY)
 format: $(READY) ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 # What the system lacks comes from PyPI: CMake and Ninja, the CUDA compiler (into a folder of its own, since torch's
 # packages share files with it), and the headers of TensorRT. ARCHITECTURES="80 90a" compiles for fewer GPUs, ARCHITECTURES=native for those of this machine.

@@ -231,12 +231,9 @@ cudaError_t launch_as(const d3llm_attention_params& params, bool overlapped, cud
 template <typename T>
 cudaError_t launch_for(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream) {
   switch (params.head_dim) {
-    case 32:
-      return launch_as<T, 32>(params, overlapped, stream);
-    case 64:
-      return launch_as<T, 64>(params, overlapped, stream);
-    default:
-      return launch_as<T, 128>(params, overlapped, stream);
+    case 32: return launch_as<T, 32>(params, overlapped, stream);
+    case 64: return launch_as<T, 64>(params, overlapped, stream);
+    default: return launch_as<T, 128>(params, overlapped, stream);
   }
 }
 

@@ -1,6 +1,5 @@
 // The commit kernel: a thread block as the team of commit_logic.h.
 #include "commit.h"
-
 #include "commit_logic.h"
 #include "launch.cuh"
 
@@ -51,7 +50,7 @@ class BlockTeam {
   template <class T>
   __device__ T reduce(T value) {
     merge_lanes<kLanes>(value);
-    uint32_t(*partial)[kMaxWords] = shared_.partial[turn_];
+    uint32_t (*partial)[kMaxWords] = shared_.partial[turn_];
     turn_ ^= 1;
     if (threadIdx.x % kLanes == 0) {
       const Words<T> words(value);

@@ -162,8 +162,8 @@ D3LLM_DEVICE Survey survey(Team& team, const Request& request, const Candidates&
 // The lowest of the first active block with masks, or of the prompt once no generated block waits, if nothing there is
 // certain: so every pass commits. If the lowest of all is accepted too and stands there, this is the same position.
 template <class Team>
-D3LLM_DEVICE int forced_pick(
-    Team& team, const Request& request, const Candidates& candidates, const Rule& rule, int waiting) {
+D3LLM_DEVICE int forced_pick(Team& team, const Request& request, const Candidates& candidates, const Rule& rule,
+                             int waiting) {
   const int block = waiting == kNowhere ? 0 : waiting;
   Inside mine;
   for (int row = candidates.begin + team.rank(); row < candidates.end; row += team.size()) {

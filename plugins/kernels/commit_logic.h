@@ -29,10 +29,8 @@ D3LLM_DEVICE bool is_first_of_slot(Team& team, const d3llm_commit_params& params
 template <class Team>
 D3LLM_DEVICE Candidates candidates_of(Team& team, const d3llm_commit_params& params, int entry) {
   const int64_t base = entry * params.width;
-  const Bounds rows =
-      rows_between(team, params.chosen, static_cast<int>(params.rows), base, base + params.width);
-  return {params.chosen,     params.greedy, params.sampled, params.entropy,
-          params.confidence, base,          rows.begin,     rows.end};
+  const Bounds rows = rows_between(team, params.chosen, static_cast<int>(params.rows), base, base + params.width);
+  return {params.chosen, params.greedy, params.sampled, params.entropy, params.confidence, base, rows.begin, rows.end};
 }
 
 template <class Team>

@@ -58,8 +58,8 @@ class MaskCounts {
     counted_ = first;
     for (int i = team_.rank(); i <= team_.size(); i += team_.size()) counts[i] = 0;
     team_.sync();
-    const int last = static_cast<int>(
-        smaller<int64_t>(static_cast<int64_t>(first) + team_.size() - 1, request_.num_blocks));
+    const int last =
+        static_cast<int>(smaller<int64_t>(static_cast<int64_t>(first) + team_.size() - 1, request_.num_blocks));
     const int end = request_.end_of(last);
     for (int at = request_.start_of(larger(first - 1, 0)) + team_.rank(); at < end; at += team_.size())
       if (request_.masked(at)) team_.add_one(counts + request_.block_at(at) - first + 1);
@@ -96,11 +96,11 @@ D3LLM_DEVICE void end_at_eos(Team& team, const Request& request, int eos) {
 
 // What the algorithms ask of all blocks before one opens.
 struct Openings {
-  int masked = 0;         // any block has masks
-  int visible = 0;        // any block up to the newest has masks
-  int newest_ready = 0;   // the newest is decoded far enough for the next
-  int waiting = kNowhere; // the first generated block with masks
-  int last = 0;           // the last block that stands behind one decoded far enough
+  int masked = 0;          // any block has masks
+  int visible = 0;         // any block up to the newest has masks
+  int newest_ready = 0;    // the newest is decoded far enough for the next
+  int waiting = kNowhere;  // the first generated block with masks
+  int last = 0;            // the last block that stands behind one decoded far enough
 
   D3LLM_DEVICE void merge(const Openings& other) {
     masked |= other.masked;

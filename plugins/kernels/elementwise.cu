@@ -1,13 +1,12 @@
 // Residual + RMSNorm and SiLU x up, each rounded where the tensor code rounds, with FP8 output where asked for; and
 // the same FP8 of what another kernel gave.
-#include "kernels/elementwise.h"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <algorithm>
 
+#include "kernels/elementwise.h"
 #include "kernels/launch.cuh"
 
 namespace d3llm {
@@ -21,12 +20,18 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162f
 template <typename T>
 __device__ __forceinline__ T rounded_to(float x);
 template <>
-__device__ __forceinline__ __half rounded_to<__half>(float x) { return __float2half_rn(x); }
+__device__ __forceinline__ __half rounded_to<__half>(float x) {
+  return __float2half_rn(x);
+}
 template <>
-__device__ __forceinline__ __nv_bfloat16 rounded_to<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+__device__ __forceinline__ __nv_bfloat16 rounded_to<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
 
 template <typename T>
-__device__ __forceinline__ float rounded(float x) { return to_float(rounded_to<T>(x)); }
+__device__ __forceinline__ float rounded(float x) {
+  return to_float(rounded_to<T>(x));
+}
 
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Pack {
@@ -225,7 +230,8 @@ cudaError_t launch_silu_mul(const d3llm_silu_mul_params& params, cudaStream_t st
 }
 
 cudaError_t launch_quantize_fp8(const d3llm_quantize_fp8_params& params, cudaStream_t stream) {
-  return params.dtype == D3LLM_FLOAT16 ? quantize_fp8<__half>(params, stream) : quantize_fp8<__nv_bfloat16>(params, stream);
+  return params.dtype == D3LLM_FLOAT16 ? quantize_fp8<__half>(params, stream)
+                                       : quantize_fp8<__nv_bfloat16>(params, stream);
 }
 
 }  // namespace d3llm

@@ -1,6 +1,5 @@
 // The packed windows of a step: a thread block for every slot of the batch, and one for the padding behind them.
 #include "gather.h"
-
 #include "launch.cuh"
 
 namespace d3llm {

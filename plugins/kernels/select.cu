@@ -1,20 +1,19 @@
 // Select: one pass over each row of logits gives its best tokens, entropy and the probability of its token.
-#include "kernels/select.h"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "kernels/gumbel.cuh"
 #include "kernels/launch.cuh"
 #include "kernels/numeric.cuh"
+#include "kernels/select.h"
 #include "kernels/select_state.cuh"
 
 namespace d3llm {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr int kLoads = 4;               // in flight per thread, of 16 bytes each
-constexpr float kNegligible = 1e-6f;    // nats that entropy_eps may add up to before it is taken literally
+constexpr int kLoads = 4;             // in flight per thread, of 16 bytes each
+constexpr float kNegligible = 1e-6f;  // nats that entropy_eps may add up to before it is taken literally
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
@@ -244,12 +243,9 @@ cudaError_t launch(const d3llm_select_params& params, cudaStream_t stream) {
 
 cudaError_t launch_select(const d3llm_select_params& params, cudaStream_t stream) {
   switch (params.dtype) {
-    case D3LLM_FLOAT32:
-      return launch<float>(params, stream);
-    case D3LLM_FLOAT16:
-      return launch<__half>(params, stream);
-    default:
-      return launch<__nv_bfloat16>(params, stream);
+    case D3LLM_FLOAT32: return launch<float>(params, stream);
+    case D3LLM_FLOAT16: return launch<__half>(params, stream);
+    default: return launch<__nv_bfloat16>(params, stream);
   }
 }
 

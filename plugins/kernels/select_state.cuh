@@ -93,7 +93,7 @@ struct Best {
 
 struct SelectState {
   Softmax softmax;
-  Best greedy;   // its id is that of the first element of the vector that has the score
+  Best greedy;  // its id is that of the first element of the vector that has the score
   Best sampled;
 
   __device__ void merge(const SelectState& other) {

@@ -146,14 +146,14 @@ bool AttentionPlugin::fits(const PluginTensorDesc* const* descriptions) const {
 }
 
 int32_t AttentionPlugin::enqueue(const PluginTensorDesc* input_descriptions, const PluginTensorDesc*,
-                                 const void* const* inputs, void* const* outputs, void*,
-                                 cudaStream_t stream) noexcept {
+                                 const void* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept {
   // Builders time layers on memory of any content, where positions and slots would lead anywhere. There is one tactic,
   // so nothing is lost by not running it.
   if (phase_ == nvinfer1::TensorRTPhase::kBUILD) return kOk;
   if (inputs[kCache] != outputs[kUpdatedCache]) {
-    log_error(layer_.c_str(), "the cache goes in and out in different memory; build with the preview feature "
-                              "kALIASED_PLUGIN_IO_10_03, and bind both to one address");
+    log_error(layer_.c_str(),
+              "the cache goes in and out in different memory; build with the preview feature "
+              "kALIASED_PLUGIN_IO_10_03, and bind both to one address");
     return kFailed;
   }
   const d3llm_attention_params params = kernel_params(heads_, input_descriptions, inputs, outputs);

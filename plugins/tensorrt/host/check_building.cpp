@@ -11,10 +11,9 @@ using nvinfer1::Dims;
 using nvinfer1::DimsExprs;
 using nvinfer1::TensorFormat;
 
-const DataType kTypes[] = {DataType::kFLOAT, DataType::kHALF,  DataType::kINT8, DataType::kINT32, DataType::kBOOL,
-                           DataType::kUINT8, DataType::kBF16,  DataType::kFP8,  DataType::kINT64};
-const TensorFormat kFormats[] = {TensorFormat::kLINEAR, TensorFormat::kCHW2, TensorFormat::kHWC8,
-                                 TensorFormat::kCHW32};
+const DataType kTypes[] = {DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32, DataType::kBOOL,
+                           DataType::kUINT8, DataType::kBF16, DataType::kFP8,  DataType::kINT64};
+const TensorFormat kFormats[] = {TensorFormat::kLINEAR, TensorFormat::kCHW2, TensorFormat::kHWC8, TensorFormat::kCHW32};
 
 void check_types(nvinfer1::IPluginV3OneBuildV2& build, Logger& logger, Report& report) {
   for (DataType type : {DataType::kHALF, DataType::kBF16}) {

@@ -56,6 +56,7 @@ const Format kFormats[] = {{"bf16", nvinfer1::DataType::kBF16, pack_bf16, unpack
 constexpr Bits kPoison = 0xFFFF;  // NaN in both
 
 std::vector<Problem> problems() {
+  // clang-format off
   return {
       {"one window of a whole canvas, no GQA", 8, 8, 128, 1, 384, 0, {{0, 0, 376}}},
       {"one row alone", 2, 1, 64, 2, 64, 0, {{1, 0, 1}}},
@@ -69,6 +70,7 @@ std::vector<Problem> problems() {
        {{0, 0, 5}, {1, 1, 6}, {2, 2, 7}, {3, 3, 8}, {4, 4, 9}, {5, 5, 10}, {6, 6, 11}, {7, 7, 12},
         {8, 8, 13}, {9, 9, 14}, {10, 10, 15}, {11, 11, 16}, {12, 12, 17}, {13, 13, 18}, {14, 14, 19}, {15, 15, 20}}},
   };
+  // clang-format on
 }
 
 // Random numbers of the format everywhere but in cache rows that no window may read: those are NaN.

@@ -35,8 +35,8 @@ nvinfer1::DimsExprs Expressions::shape(const nvinfer1::Dims& extents) {
 Capabilities::Capabilities(nvinfer1::IPluginV3& plugin)
     : core(static_cast<nvinfer1::IPluginV3OneCore*>(plugin.getCapabilityInterface(PluginCapabilityType::kCORE))),
       build(static_cast<nvinfer1::IPluginV3OneBuildV2*>(plugin.getCapabilityInterface(PluginCapabilityType::kBUILD))),
-      runtime(static_cast<nvinfer1::IPluginV3OneRuntime*>(
-          plugin.getCapabilityInterface(PluginCapabilityType::kRUNTIME))) {}
+      runtime(
+          static_cast<nvinfer1::IPluginV3OneRuntime*>(plugin.getCapabilityInterface(PluginCapabilityType::kRUNTIME))) {}
 
 Library::Library(const char* path, Logger& logger) : handle_(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
   if (handle_ == nullptr) {
