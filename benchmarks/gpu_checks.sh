@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: gpu_checks.sh OUT [tests|sanitizer|kernels|steps ...]
+# Everything that needs a GPU, in one go: gpu_checks.sh OUT [tests|sanitizer|kernels|steps|accuracy|traffic|triton ...]
 #   tests      all tests marked gpu, and the plugin's host program with enqueue
 #   sanitizer  compute-sanitizer's memcheck and racecheck over every kernel
 #   kernels    kernels against torch                      -> OUT/kernels.json
 #   steps      whole steps of the published shapes        -> OUT/steps.json
+#   accuracy   500 problems in bfloat16 and FP8           -> OUT/tiny_d3llm_gpu*.json
+#   traffic    ten minutes of random requests             -> OUT/traffic.json
+#   triton     Triton beside LLM.generate (make triton)   -> OUT/triton_gpu.json
 # The libraries must have been built (make plugins, or CMake into plugins/lib with its host program in out/cmake).
 set -euo pipefail
 out=$1 python=${PYTHON:-python3} host=${HOST_PROGRAM:-out/cmake/d3llm_plugin_host}
@@ -34,5 +37,16 @@ run_sanitizer() {
 run_kernels() { "$python" benchmarks/kernels.py --output "$out/kernels.json"; }
 
 run_steps() { "$python" benchmarks/steps.py --output "$out/steps.json"; }
+
+run_accuracy() {
+  local evaluate="$python -m examples.tiny_d3llm.evaluate"
+  $evaluate --output "$out/tiny_d3llm_gpu.json"
+  $evaluate --output "$out/tiny_d3llm_gpu_eager.json" --cuda-graphs off
+  $evaluate --output "$out/tiny_d3llm_gpu_fp8.json" --quantization fp8
+}
+
+run_traffic() { "$python" benchmarks/traffic.py --device cuda --seconds 600 --batch-size 16 --output "$out/traffic.json"; }
+
+run_triton() { "$python" benchmarks/triton_gpu.py --output "$out/triton_gpu.json"; }
 
 for part in "${@:-tests}"; do "run_$part"; done
