@@ -116,7 +116,11 @@ def _resolved(checkpoint: Checkpoint, build_config: BuildConfig | None) -> Build
 
 def _check_prompt_file(path: Path) -> None:
     """Raise ConfigError unless ``path`` holds prompts. A pipe cannot be read a second time, so it is refused."""
-    if not path.is_file():
+    try:
+        regular = path.is_file()
+    except OSError:  # a name that is too long
+        regular = False
+    if not regular:
         fix = "correct the name, or leave it out for generated prompts"
         raise ConfigError(f"calibration_prompts is {str(path)!r}; allowed: a regular file; {fix}")
     read_prompt_file(path)
@@ -311,7 +315,9 @@ def _cache_key(checkpoint: Checkpoint, settings: BuildConfig) -> str:
     # The fingerprint covers configuration and weights; the tokenizer is in the engine too.
     tokenizer = {name: file_facts(path).sha256 for name in SOURCE_FILES if (path := checkpoint.path / name).is_file()}
     prompts = _prompt_facts(settings)
-    configured = {**settings.to_dict(), "calibration_prompts": None if prompts is None else prompts.sha256}
+    # The suffix says how the file is read.
+    calibrated = None if prompts is None else (prompts.sha256, Path(settings.calibration_prompts or "").suffix)
+    configured = {**settings.to_dict(), "calibration_prompts": calibrated}
     parts = [checkpoint.fingerprint, configured, tokenizer, FORMAT_VERSION, d3llm_trt.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -104,8 +104,8 @@ def _check_ids(ids: Sequence[int], vocab_size: int, limit: int) -> None:
     if wrong := [token_id for token_id in ids if not 0 <= token_id < vocab_size]:
         raise ConfigError(f"token id {wrong[0]}; allowed: 0..{vocab_size - 1}, the model's vocabulary; correct it")
     if not 1 <= len(ids) < limit:
-        allowed = f"1..{limit - 1}, below max_seq_len"
-        raise ConfigError(f"{len(ids)} tokens; allowed: {allowed}; change the prompt, or build with a higher one")
+        fix = "change the prompt, or build with a higher max_seq_len"
+        raise ConfigError(f"{len(ids)} tokens; allowed: at least 1 and fewer than max_seq_len, {limit}; {fix}")
 
 
 @torch.inference_mode()

@@ -10,12 +10,12 @@ from torch import Tensor
 
 import d3llm_trt
 from d3llm_trt.build.engine_dir import publish
-from d3llm_trt.build.weights_file import write_weights
+from d3llm_trt.build.weights_file import is_finite, write_weights
 from d3llm_trt.config import BuildConfig, require
 from d3llm_trt.errors import BuildError
 from d3llm_trt.manifest import WEIGHTS_FILE, Manifest, write_manifest
 from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.model.packing import packed_tensors
+from d3llm_trt.model.packing import TensorForm, packed_tensors
 
 
 def write_engine(
@@ -39,14 +39,31 @@ def write_engine(
 
 def _resolved(config: ModelConfig, weights: Mapping[str, Tensor], given: BuildConfig) -> BuildConfig:
     require(given.backend == "torch", "backend", given.backend, "torch for an engine that is only weights")
-    dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
-    return given.resolved(config.max_position_embeddings, dtype)
+    prompts = given.calibration_prompts
+    require(prompts is None, "calibration_prompts", prompts, "None: the weights come with their scales")
+    dtypes = [_dtype(weights[name]) for name in ("embedding.weight",) if name in weights]
+    return given.resolved(config.max_position_embeddings, *(dtypes or ["bfloat16"]))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _check(forms: Mapping[str, TensorForm], weights: Mapping[str, Tensor], dtype: str) -> None:
+    if different := sorted(forms.keys() ^ weights.keys()):
+        raise BuildError(f"tensor {different[0]} is missing, or not part of a {dtype} network")
+    for name, form in forms.items():
+        found = TensorForm(tuple(weights[name].shape), _dtype(weights[name]))
+        if found != form:
+            wanted = f"{form.dtype} {[*form.shape]}"
+            raise BuildError(f"tensor {name} is {found.dtype} {[*found.shape]}; allowed: {wanted}")
+        if form.dtype != "float8_e4m3fn" and not is_finite(weights[name]):
+            raise BuildError(f"tensor {name} has values that are not finite; allowed: finite ones")
 
 
 def _write(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], settings: BuildConfig) -> None:
     forms = packed_tensors(config, settings.dtype, settings.quantization)
-    if different := sorted(forms.keys() ^ weights.keys()):
-        raise BuildError(f"tensor {different[0]} is missing, or not part of a {settings.dtype} network")
+    _check(forms, weights, settings.dtype)
     # One at a time, so that weights on a GPU are never in the host's memory together.
     facts = write_weights(path / WEIGHTS_FILE, forms, ((name, weights[name].cpu()) for name in forms))
     manifest = Manifest(

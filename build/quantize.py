@@ -65,8 +65,16 @@ def quantize_fp8(
 
 
 def scales_for(config: ModelConfig, weights: Mapping[str, Tensor], calibration: Calibration) -> Scales:
-    """Scales in which the largest weight, and the largest input that was seen, are the largest FP8 number."""
+    """Scales in which the largest weight, and the largest input that was seen, are the largest FP8 number.
+
+    Raises BuildError naming a layer whose input overflowed.
+    """
     names = quantized_layers(config)
+    for name in names:
+        if not calibration.peaks[name].isfinite():
+            dtype = str(weights["final_norm.weight"].dtype).removeprefix("torch.")
+            fix = "build with dtype bfloat16" if dtype == "float16" else "check the weights"
+            raise BuildError(f"the input of {name} is {calibration.peaks[name]:g} while calibrating in {dtype}; {fix}")
     largest = {name: torch.stack(weights[f"{name}.weight"].aminmax()).abs().amax() for name in names}
     return Scales(
         {name: fp8_scale(peak) for name, peak in largest.items()},

@@ -11,8 +11,8 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,22 +105,24 @@ def _map_privately(descriptor: int) -> mmap.mmap:
 
 
 @contextmanager
-def not_resident(files: Iterable[WeightsFile], every: float = 0.1) -> Iterator[None]:
+def not_resident(files: Collection[WeightsFile], every: float = 0.1) -> Iterator[None]:
     """Meanwhile mapped pages of ``files`` are given back after each ``every`` seconds, so that few stay in memory."""
     ended = threading.Event()
 
     def give_back() -> None:
-        while not ended.wait(every):
-            for file in files:
-                file.give_pages_back()
+        with suppress(OSError):  # where memory is locked, pages stay
+            while not ended.wait(every):
+                for file in files:
+                    file.give_pages_back()
 
     thread = threading.Thread(target=give_back, name="give pages back", daemon=True)
-    thread.start()
     try:
+        thread.start()
         yield
     finally:
         ended.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 def open_weights(path: Path) -> WeightsFile:

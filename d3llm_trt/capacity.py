@@ -13,6 +13,8 @@ from d3llm_trt.model.packing import DTYPE_BYTES, packed_tensors, quantized_layer
 PLAN_MEMORY = 1.1
 # Of one weight that is quantized: itself in float32, the difference to it, and what both are made from.
 FLOAT32_COPIES = 3
+# Candidates of one request in a pass: masks of the blocks that are open, rarely more than eight of them.
+SCORED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,14 @@ class Capacity:
 
 
 def estimate(config: ModelConfig, settings: BuildConfig) -> Capacity:
-    """Of a resolved configuration. Activations are those of a pass with all its rows through the LM head."""
+    """Of a resolved configuration. Activations are those of the largest pass, SCORED_ROWS of each request scored."""
     size, seq, tokens = DTYPE_BYTES[settings.dtype], settings.max_seq_len, settings.max_num_tokens
     assert seq is not None and tokens is not None
     forms = packed_tensors(config, settings.dtype, settings.quantization)
     weights = sum(form.num_bytes for form in forms.values())
     widest = max(2 * config.intermediate_size, config.qkv_size + config.num_heads * config.head_dim)
-    activations = tokens * size * (3 * config.hidden_size + widest + config.vocab_size)
+    scored = min(tokens, settings.max_batch_size * SCORED_ROWS)
+    activations = size * (tokens * (3 * config.hidden_size + widest) + scored * config.vocab_size)
     return Capacity(
         weights=weights,
         kv_cache=settings.max_batch_size * seq * config.kv_values_per_token * size,

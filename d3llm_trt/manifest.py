@@ -106,7 +106,7 @@ class Manifest:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write ``config.json``, after which ``directory`` loads."""
-    text = json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 

@@ -66,9 +66,14 @@ class GraphRunner:
         return tuple(sorted(self._graphs))
 
     @property
+    def enabled(self) -> bool:
+        """Whether steps are captured; False once a capture has failed."""
+        return self._enabled
+
+    @property
     def defaults(self) -> tuple[Bucket, ...]:
         """The buckets to capture before there are requests; none without graphs."""
-        return self._buckets.defaults(self._engine.spec.max_seq_len) if self._enabled else ()
+        return self._buckets.defaults(self._engine.spec.max_seq_len) if self.enabled else ()
 
     def run(self, slots: Sequence[int], tokens: int, rows: int, capture: bool = False) -> Tensor:
         """One pass for the requests in ``slots``; waits for it and returns the report ``[B, 5]`` on the host.
@@ -102,10 +107,12 @@ class GraphRunner:
         return torch.tensor(entries, device=self._engine.spec.device)
 
     def _keep(self, bucket: Bucket, captured: _Captured) -> None:
-        """The graph used last stands last; beyond MOST_GRAPHS the one unused for longest goes."""
+        """The graph used last stands last; beyond MOST_GRAPHS the one unused for longest goes, as if never used."""
         self._graphs[bucket] = captured
         if len(self._graphs) > MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
+            oldest = next(iter(self._graphs))
+            del self._graphs[oldest]
+            self._seen.discard(oldest)
 
     def _step_and_capture(self, bucket: Bucket, entries: tuple[int, ...]) -> Tensor:
         """Run the step on a copy of the state, capture it, replay it, and compare."""

@@ -1,4 +1,4 @@
-"""Whether an engine fits the free memory of a GPU, planned before anything is loaded."""
+"""Whether a torch engine fits the free memory of a GPU, planned before anything is loaded."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ RESERVE = 512 << 20
 def check_memory(manifest: Manifest, spec: EngineSpec) -> None:
     """Raise EngineError naming what is too large for the GPU, and the largest batch that is not.
 
-    Weights, KV cache and the activations of the largest pass must fit what is free now.
+    Weights, KV cache and the activations of the largest pass must fit what is free now. TensorRT plans its own memory,
+    and can stream weights.
     """
-    if spec.device.type != "cuda":
+    if spec.device.type != "cuda" or spec.backend != "torch":
         return
     free, planned = _free_bytes(spec.device), _capacity(manifest, spec, spec.max_batch_size)
     if _needed(planned) <= free:

@@ -6,6 +6,8 @@ import heapq
 import logging
 from collections import deque
 
+import torch
+
 from d3llm_trt.errors import D3llmError, EngineError
 from d3llm_trt.manifest import Progress
 from d3llm_trt.runtime.answer import Answer, failed_output
@@ -39,11 +41,17 @@ class Scheduler:
         self._failures_in_a_row = 0
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """See :meth:`Decoder.warm_up`; call it before the first request. Raises EngineError if the GPU cannot."""
+        """See :meth:`Decoder.warm_up`; call it before the first request. The engine is closed if it raises anything.
+
+        Raises EngineError if the GPU's memory is full.
+        """
         try:
             self._decoder.warm_up(progress)
-        except RuntimeError as error:  # also torch.OutOfMemoryError
-            raise _engine_failure(error) from error
+        except BaseException as error:
+            self.close()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise _engine_failure(error) from error
+            raise
 
     @property
     def has_work(self) -> bool:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import make_checkpoint
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import CHATS, CHECKPOINTS, QUESTIONS
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from d3llm_trt.build.calibration import ANSWER, PASSES, calibrate, encoded_promp
 from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.build.tensorrt.plan import lowered_weights
 from d3llm_trt.cli import cli
-from d3llm_trt.errors import ConfigError
+from d3llm_trt.errors import BuildError, ConfigError
 from d3llm_trt.manifest import FileFacts, file_facts, load_manifest
 from d3llm_trt.model.config import FAMILIES, ModelConfig
 from d3llm_trt.model.packing import quantized_layers
@@ -244,6 +245,9 @@ def test_the_cache_key_follows_the_content(tmp_path: Path) -> None:
     other = write(tmp_path / "c.jsonl", {"prompt_token_ids": [2]})
     assert key(one) == key(same)
     assert len({key(None), key(one), key(other)}) == 3
+    lines = tmp_path / "a.txt"
+    lines.write_bytes(one.read_bytes())  # another way to read the same bytes
+    assert key(lines) != key(one)
 
 
 # What is refused
@@ -269,7 +273,10 @@ def test_settings_that_do_not_go_together(values: dict[str, object], complaint: 
         ('{"prompt": 3}', r"p\.jsonl:1: prompt is 3; allowed: a text"),
         ('{"prompt": "a"}\n{"prompt_token_ids": [1, 100000]}', r"prompt 2: token id 100000; allowed: 0\.\."),
         ('{"prompt_token_ids": [1, -1]}', r"prompt 1: token id -1; allowed: 0\.\."),
-        (json.dumps({"prompt_token_ids": [1] * 384}), r"384 tokens; allowed: 1\.\.383, below max_seq_len; change"),
+        (
+            json.dumps({"prompt_token_ids": [1] * 384}),
+            "384 tokens; allowed: at least 1 and fewer than max_seq_len, 384",
+        ),
         ('{"messages": [{"role": "cook", "content": "a"}]}', r"prompt 1: messages\[0\] has role 'cook'; allowed"),
     ],
 )
@@ -282,6 +289,27 @@ def test_files_that_cannot_be_taken(content: str | None, complaint: str, tmp_pat
     with pytest.raises(ConfigError, match=complaint):
         build_engine(CHECKPOINTS["llada"], tmp_path / "e", settings, progress=lambda stage, *_: calls.append(stage))
     assert not calls and not (tmp_path / "e").exists()
+
+
+def test_an_input_that_overflows_is_named_and_an_engine_stays_as_it_was(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "c", "llada", dtype=torch.bfloat16)
+    file = source / "model.safetensors"
+    weights = load_file(file)
+    name = "model.transformer.blocks.0.up_proj.weight"
+    save_file({**weights, name: weights[name] * 60000}, file)
+    plain = BuildConfig(dtype="float16", max_seq_len=64)
+    before = build_engine(source, tmp_path / "e", replace(plain, dtype="bfloat16")) / "config.json"
+    content = before.read_bytes()
+    with pytest.raises(
+        BuildError, match=r"the input of layers\.0\.mlp\.down is (inf|nan) .*; build with dtype bfloat16"
+    ):
+        build_engine(source, tmp_path / "e", replace(plain, quantization="fp8"), overwrite=True)
+    assert before.read_bytes() == content
+
+
+def test_a_name_that_no_file_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="allowed: a regular file"):
+        build_engine(CHECKPOINTS["llada"], tmp_path / "e", replace(FP8, calibration_prompts="x" * 5000))
 
 
 def test_text_without_a_tokenizer(tmp_path: Path) -> None:

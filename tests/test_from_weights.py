@@ -32,7 +32,23 @@ def test_what_is_no_engine_is_not_written(tmp_path: Path) -> None:
     weights = dict(checkpoint.packed_tensors())
     with pytest.raises(ConfigError, match="backend is 'tensorrt'"):
         write_engine(tmp_path / "e", checkpoint.config, weights, BuildConfig("tensorrt"))
-    del weights["final_norm.weight"]
-    with pytest.raises(BuildError, match=r"tensor final_norm\.weight is missing"):
-        write_engine(tmp_path / "e", checkpoint.config, weights)
+    with pytest.raises(ConfigError, match="calibration_prompts is 'p'"):
+        asked = BuildConfig(quantization="fp8", calibration_prompts="p")
+        write_engine(tmp_path / "e", checkpoint.config, weights, asked)
+    norm = weights["final_norm.weight"]
+    for changed, complaint in (
+        (None, "is missing"),
+        (norm[:-1], r"is bfloat16 \[\d+\]; allowed: bfloat16"),
+        (norm.double(), "is float64"),
+        (norm * float("nan"), "not finite"),
+    ):
+        others = {name: weight for name, weight in weights.items() if name != "final_norm.weight"}
+        with pytest.raises(BuildError, match=rf"tensor final_norm\.weight .*{complaint}"):
+            write_engine(
+                tmp_path / "e",
+                checkpoint.config,
+                others if changed is None else {**others, "final_norm.weight": changed},
+            )
+    with pytest.raises(BuildError, match=r"tensor embedding\.weight is missing"):
+        write_engine(tmp_path / "e", checkpoint.config, {})
     assert not list(tmp_path.iterdir())

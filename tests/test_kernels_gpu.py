@@ -345,7 +345,7 @@ def test_fp8_is_the_rounded_result_in_units_of_the_scale(scale: float, width: in
 def test_quantize_fp8_is_to_fp8(shape: tuple[int, int], dtype: torch.dtype) -> None:
     x = (torch.randn(shape, device="cuda") * 100).to(dtype)
     if x.numel() > 1000:
-        x.view(-1)[:4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-7], device="cuda")
+        x.view(-1)[:5] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-7, -0.0], device="cuda")
     views = [x, x.t()] if x.numel() else [x]
     if x.numel() > 1:
         views.append(x.view(-1)[1:])

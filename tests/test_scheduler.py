@@ -12,6 +12,7 @@ from golden_cases import GOLDEN
 
 from d3llm_trt import DecodingConfig, RequestOutput, SamplingParams
 from d3llm_trt.errors import EngineError
+from d3llm_trt.manifest import Progress
 from d3llm_trt.runtime.decoding.decoder import Decoder
 from d3llm_trt.runtime.engines.base import ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
@@ -34,6 +35,33 @@ class Watched:
             raise failure
         self.batches.append(batch.slots.tolist())
         return self._engine.forward(batch)
+
+
+class Cold(Decoder):
+    """Cannot warm up."""
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Fails."""
+        raise self.failure
+
+    failure: Exception = torch.OutOfMemoryError("no room")
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [(torch.OutOfMemoryError("no room"), EngineError), (RuntimeError("my bar"), RuntimeError)],
+)
+def test_what_fails_before_the_first_request_closes_the_engine(
+    engine: TorchEngine, failure: Exception, told: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr("d3llm_trt.runtime.scheduler.Decoder", Cold)
+    monkeypatch.setattr(Cold, "failure", failure)
+    watched = Watched(engine)
+    watched.close = lambda: closed.append(True)
+    with pytest.raises(told, match=str(failure)):
+        Scheduler(watched, None).warm_up()
+    assert closed == [True]
 
 
 class Sink:

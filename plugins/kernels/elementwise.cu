@@ -60,10 +60,10 @@ struct Unit {
 
   __device__ __forceinline__ explicit Unit(const float* from)
       : exists(from != nullptr), scale(exists ? *from : 1.f), inverse(1.f / scale) {}
-  // Rounded as x / scale is: the remainder corrects the product (Markstein). Infinities have no remainder.
+  // Rounded as x / scale is: the remainder corrects the product (Markstein), where there is one.
   __device__ __forceinline__ float of(float x) const {
     const float product = x * inverse, remainder = fmaf(-product, scale, x);
-    return fabsf(product) < 1e30f ? fmaf(remainder, inverse, product) : product;
+    return remainder != 0.f && fabsf(remainder) < 1e30f ? fmaf(remainder, inverse, product) : product;
   }
 };
 

@@ -8,14 +8,15 @@
 
 namespace d3llm {
 
-// Before it, a kernel that was launched so touches nothing that an earlier launch writes or reads.
+// Before it, a kernel that was launched so touches nothing that the launch before it writes or reads.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// After the wait, so that the next kernel knows the launches before this one to have ended.
+// After the wait: the next kernel then runs only once all launches before this one have ended, and may read what those
+// wrote without a wait of its own. Attention relies on that.
 __device__ __forceinline__ void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

@@ -66,15 +66,17 @@ class Decoder:
         for done, bucket in enumerate(defaults, start=1):
             self._admit_for(bucket)
             self.note([0], self.runner.run([0], bucket.tokens, bucket.rows, capture=True))
+            if not self.runner.enabled:
+                return
             if progress is not None:
                 progress("capture", done, len(defaults))
 
     def _admit_for(self, bucket: Bucket) -> None:
         """A request whose first pass fills a bucket, into slot 0."""
-        spec = self._engine.spec
+        spec, config = self._engine.spec, self._engine.spec.model_config
         length = min(bucket.tokens, spec.max_seq_len)
         generated = min(bucket.rows, length - 1)
-        ids = [token for token in range(spec.model_config.vocab_size) if token != spec.model_config.mask_token_id]
+        ids = [token for token in range(min(config.vocab_size, length + 1)) if token != config.mask_token_id]
         prompt = [ids[index % len(ids)] for index in range(length - generated)]
         decoding = DecodingConfig(block_size=generated, threshold=0.0)
         self.admit(0, prompt, SamplingParams(max_tokens=generated, decoding=decoding))
