@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: gpu_checks.sh OUT [tests|sanitizer|kernels|steps|accuracy|traffic|triton ...]
+# Everything that needs a GPU, in one go: gpu_checks.sh OUT [tests|sanitizer|kernels|steps|capture|accuracy|traffic|triton ...]
 #   tests      all tests marked gpu, and the plugin's host program with enqueue
 #   sanitizer  compute-sanitizer's memcheck and racecheck over every kernel
 #   kernels    kernels against torch                      -> OUT/kernels.json
 #   steps      whole steps of the published shapes        -> OUT/steps.json
+#   capture    the default CUDA graphs                    -> OUT/capture.json
 #   accuracy   500 problems in bfloat16 and FP8           -> OUT/tiny_d3llm_gpu*.json
 #   traffic    ten minutes of random requests             -> OUT/traffic.json
 #   triton     Triton beside LLM.generate (make triton)   -> OUT/triton_gpu.json
@@ -37,6 +38,8 @@ run_sanitizer() {
 run_kernels() { "$python" benchmarks/kernels.py --output "$out/kernels.json"; }
 
 run_steps() { "$python" benchmarks/steps.py --output "$out/steps.json"; }
+
+run_capture() { "$python" benchmarks/capture.py --output "$out/capture.json"; }
 
 run_accuracy() {
   local evaluate="$python -m examples.tiny_d3llm.evaluate"

@@ -141,9 +141,10 @@ def measure(ask: Ask, load: Load, clients: Sequence[int], name: str) -> tuple[Me
 
 
 def warm_up(ask: Ask, most: int) -> None:
-    """Batches of every size up to ``most``, twice: graphs are captured when they are first needed."""
-    for count in [*range(1, most + 1), most]:
-        answered_by_clients(ask, count, count)
+    """Batches of every size up to ``most``, each twice: a graph is captured at the second use of its sizes."""
+    for count in range(1, most + 1):
+        for _ in range(2):
+            answered_by_clients(ask, count, count)
 
 
 def clients_name(count: int) -> str:
