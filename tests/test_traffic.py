@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-from tiny_models import CHECKPOINTS, ROOT
+from tiny_models import CHATS, CHECKPOINTS, ROOT
 
-from d3llm_trt import LLM, BuildConfig, build_engine
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.random_traffic import requests
+from benchmarks.random_traffic.alone import ROUNDING, Disturbed, compare, deciding_noise, first_decision
+from benchmarks.random_traffic.answers import independent
+from benchmarks.random_traffic.clients import Clients
+from benchmarks.random_traffic.ledger import Ledger, Ticket
+from benchmarks.random_traffic.memory import amounts, growth
+from benchmarks.random_traffic.requests import Ask, bad_asks, make_ask
+from d3llm_trt import LLM, BuildConfig, RequestOutput, build_engine
+from d3llm_trt.errors import RequestError
 from d3llm_trt.manifest import load_manifest
+from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.loading import load_engine
 
 LIMIT = 256
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("traffic", ROOT / "benchmarks" / "traffic.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["traffic"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-traffic: Any = load()
+CPU = torch.device("cpu")
+HELLO = Ask("a", "text", "hello", {"max_tokens": 9, "ignore_eos": True, "decoding": {"algorithm": "EntropyThreshold"}})
 
 
 @pytest.fixture(scope="module")
@@ -46,68 +45,102 @@ def llm(engine_dir: Path) -> Iterator[LLM]:
         yield opened
 
 
-@pytest.fixture
-def asker(llm: LLM) -> Any:
-    config = llm.spec.model_config
-    return traffic.Asker(0, LIMIT, config.vocab_size, config.mask_token_id, llm.tokenizer)
+@pytest.fixture(scope="module")
+def engine(engine_dir: Path) -> Engine:
+    return load_engine(engine_dir, load_manifest(engine_dir), device=CPU, max_batch_size=1)
 
 
-def good_asks(asker: Any, count: int) -> list[Any]:
-    asks = (asker.ask(f"test-{number}") for number in range(10 * count))
-    return [ask for ask in asks if ask.error is None and ask.settings["max_tokens"] < 60][:count]
+def short_asks(llm: LLM, count: int) -> list[Ask]:
+    asks = (make_ask(llm, 0, f"test-{number}") for number in range(20 * count))
+    return [ask for ask in asks if ask.error is None and ask.settings["max_tokens"] < 20][:count]
 
 
-def test_every_bad_request_is_refused_with_its_error(llm: LLM, asker: Any) -> None:
-    assert len(asker.bad) > 50
-    for ask in asker.bad:
+def answer(llm: LLM, ask: Ask) -> RequestOutput:
+    return independent(llm.generate([ask.prompt], ask.params)[0])
+
+
+def test_every_bad_request_is_refused_with_its_error(llm: LLM) -> None:
+    asks = bad_asks(llm.spec)
+    assert len(asks) == len({ask.kind for ask in asks}) > 50
+    for ask in asks:
+        assert ask.error is not None
         with pytest.raises(ask.error):
             llm.submit(ask.prompt, ask.params, lambda _: None)
 
 
-def test_requests_follow_from_their_names(asker: Any) -> None:
-    assert [asker.ask("a-1"), asker.ask("a-2")] == [asker.ask("a-1"), asker.ask("a-2")]
-    assert asker.ask("a-1") != replace(asker, seed=1).ask("a-1")
+def test_requests_follow_from_their_names(llm: LLM) -> None:
+    assert make_ask(llm, 0, "a-1") == make_ask(llm, 0, "a-1") != make_ask(llm, 1, "a-1")
 
 
-def test_noise_explains_what_it_caused_and_nothing_else(engine_dir: Path, llm: LLM, asker: Any) -> None:
-    engine = load_engine(engine_dir, load_manifest(engine_dir), device=torch.device("cpu"), max_batch_size=1)
-    asks = good_asks(asker, 12)
-    with LLM.over(traffic.Shaken(engine, 2.0**-6), llm.tokenizer) as shaken:
-        noises = []
-        for ask in asks:
-            alone, other = (traffic.Final.of(model.generate([ask.prompt], ask.params)[0]) for model in (llm, shaken))
-            if traffic.first_difference(alone, other) is not None:
-                noises.append(traffic.deciding_noise(engine, asker, ask, alone, other))
-    assert len(noises) > 2 and all(noise is not None and noise <= 2.0**-4 for noise in noises)
+def test_noise_explains_what_it_caused(engine: Engine, llm: LLM) -> None:
+    found = []
+    for ask in short_asks(llm, 12):
+        with LLM.over(Disturbed(engine, 1, 2.0**-5, 99), llm.tokenizer) as disturbed:
+            alone, together = answer(llm, ask), answer(disturbed, ask)
+        if decision := first_decision(together, alone):
+            found.append(deciding_noise(engine, llm, ask, alone, decision, 2.0**-4))
+    assert len(found) > 2 and max(found) < math.inf
 
 
-def test_a_wrong_token_is_not_explained(engine_dir: Path, llm: LLM, asker: Any) -> None:
-    engine = load_engine(engine_dir, load_manifest(engine_dir), device=torch.device("cpu"), max_batch_size=1)
-    ask = traffic.Ask("", "chat", traffic.chat("Raj is 9 years old. How old will Raj be in 8 years?"),
-                      {"max_tokens": 48, "decoding": {"algorithm": "LowConfidence"}})  # fmt: skip
-    alone = traffic.Final.of(llm.generate([ask.prompt], ask.params)[0])
-    wrong = replace(alone, token_ids=[alone.token_ids[0] + 1, *alone.token_ids[1:]])
-    noise = traffic.deciding_noise(engine, asker, ask, alone, wrong)
-    assert noise is not None and noise > traffic.EXPLAINING_NOISE["bfloat16"]
+def test_noise_does_not_explain_a_wrong_token(engine: Engine, llm: LLM) -> None:
+    ask = replace(HELLO, prompt=CHATS[1], settings={"max_tokens": 32, "decoding": {}})
+    alone = answer(llm, ask)
+    ids = alone.outputs[0].token_ids
+    wrong = replace(alone, outputs=[replace(alone.outputs[0], token_ids=[ids[0] + 1, *ids[1:]])])
+    decision = first_decision(wrong, alone)
+    assert decision["place"] == 0 and decision["token_together"] == ids[0] + 1
+    assert deciding_noise(engine, llm, ask, alone, decision, ROUNDING["bfloat16"]) == math.inf
+
+
+@pytest.mark.parametrize(("other", "problems"), [({}, 0), ({"text": "other"}, 1)])
+def test_kept_answers_are_compared_with_those_alone(
+    llm: LLM, engine_dir: Path, other: dict[str, str], problems: int
+) -> None:
+    ledger, output = Ledger(2), answer(llm, HELLO)
+    for number in range(5):
+        changed = replace(output, outputs=[replace(output.outputs[0], **other)])
+        ledger.keep(replace(HELLO, name=str(number), lot=float(number)), changed)
+    compared = compare(llm, engine_dir, ledger, ROUNDING["bfloat16"], 60.0)
+    assert (compared["asked"], compared["different"]) == (2, 2 * problems)
+    assert ledger.problems["different alone"] == 2 * problems
 
 
 @pytest.mark.parametrize(("grown", "flat"), [(0, True), (100 << 20, False)])
 def test_growth_compares_the_second_and_the_last_quarter(grown: int, flat: bool) -> None:
-    samples = [traffic.Sample(second, 0, 10**9 + (grown if second > 60 else 0), 5) for second in range(1, 101)]
-    samples[0] = replace(samples[0], rss=1)
-    found = traffic.growth(samples, 100.0)
+    samples = [{"seconds": s, "rss": 10**9 + (grown if s > 60 else 0), "threads": 5} for s in range(1, 101)]
+    found = growth([samples[0] | {"rss": 1}, *samples[1:]], 100.0)
     assert found["rss"]["flat"] == flat and found["rss"]["growth"] == grown and found["threads"]["flat"]
+    assert amounts(CPU).keys() == found.keys()
 
 
-def test_a_retracted_or_stuck_answer_is_found(llm: LLM) -> None:
-    ledger = traffic.Ledger(5, 0)
-    ask = traffic.Ask(
-        "a", "text", "hi", {"max_tokens": 9, "ignore_eos": True, "decoding": {"algorithm": "EntropyThreshold"}}
-    )
-    outputs = list(llm.generate_stream("hello", replace(ask.params, max_tokens=9)))
-    ticket = traffic.Ticket(ledger, ask)
-    ticket.see(replace(outputs[-1], finished=False))
-    ticket.see(replace(outputs[-1], outputs=[replace(outputs[-1].outputs[0], text="other")]))
-    traffic.Ticket(ledger, replace(ask, name="b"))
-    ledger.declare_stuck(-math.inf)
-    assert set(ledger.problems) == {"retracted", "stuck"} and ledger.counts == {"answered": 1, "stuck": 1}
+def test_a_retracted_a_stuck_a_lost_and_a_wrong_answer_are_found(llm: LLM) -> None:
+    ledger = Ledger(5)
+    outputs = list(llm.generate_stream(HELLO.prompt, HELLO.params))
+    other = replace(outputs[-1], outputs=[replace(outputs[-1].outputs[0], text="other")])
+    with Ticket(ledger, HELLO) as ticket:
+        ticket.see(replace(outputs[-1], finished=False))
+        ticket.see(other)
+        ticket.see(other)
+    with Ticket(ledger, replace(HELLO, name="b")):
+        ledger.declare_stuck(-math.inf)
+    with Ticket(ledger, replace(HELLO, name="c")) as ticket:
+        ticket.end("lost")
+    with Ticket(ledger, replace(HELLO, name="d", error=RequestError)):
+        raise TypeError
+    with Ticket(ledger, replace(HELLO, name="e")):
+        raise RequestError
+    assert ledger.problems.keys() == {
+        "retracted", "output after it was answered", "stuck", "lost", "good request failed",
+        "bad request raised TypeError, not RequestError",
+    }  # fmt: skip
+    assert ledger.counts == {"answered": 1, "stuck": 1, "lost": 1, "refused": 2} and not ledger.open
+
+
+def test_clients_of_every_kind_end_all_that_they_ask(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "_answer_length", lambda rng, fits: rng.randint(1, min(fits, 4)))
+    ledger = Ledger(5)
+    threads = Clients(llm, ledger, seed=0, until=time.perf_counter() + 1.0).start()
+    for thread in threads:
+        thread.join()
+    assert not ledger.details and not ledger.open and len(ledger.kept) == 5
+    assert ledger.counts.keys() == {"answered", "cancelled", "refused"}
