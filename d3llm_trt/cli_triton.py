@@ -17,6 +17,11 @@ from d3llm_trt.cli_types import PATH, Several
 @click.option("--instances", type=int, default=1, help="Engines per device, each with a batch of its own.")
 @click.option("--gpus", type=Several(int), default=(), show_default="the CPU", help="Devices, as in 0,1.")
 @click.option("--max-queue-size", type=int, default=256, help="Requests that may wait per instance.")
+@click.option(
+    "--exit-on-crash/--no-exit-on-crash",
+    default=True,
+    help="End the server when the model's process dies, so that no client waits for ever.",
+)
 @click.option("--validate", is_flag=True, help="Start tritonserver on loopback, send one request, and report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def triton(
@@ -26,13 +31,14 @@ def triton(
     instances: int,
     gpus: tuple[int, ...],
     max_queue_size: int,
+    exit_on_crash: bool,
     validate: bool,
     as_json: bool,
 ) -> None:
     """Write the ENGINE directory into a Triton model repository."""
     from d3llm_trt.runtime.triton.repository import RepositoryOptions, write_repository
 
-    options = RepositoryOptions(name, instances, gpus, max_queue_size)
+    options = RepositoryOptions(name, instances, gpus, max_queue_size, exit_on_crash)
     model = write_repository(engine, output, options)
     facts = {"model": str(model), "name": name, "instances": instances, "gpus": list(gpus)}
     if validate:

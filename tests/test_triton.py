@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_models import CHATS, CHECKPOINTS, QUESTIONS, ROOT
-from triton_server import Server, find_server, open_server, tritonserver_on_the_path
+from triton_server import Server, find_server, have_ended, open_server, tritonserver_on_the_path, wait_for
 
 from d3llm_trt import LLM, BuildConfig, DecodingConfig, SamplingParams, build_engine
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.runtime.triton.repository import RepositoryOptions, write_repository
 from d3llm_trt.runtime.triton.validation import validate_repository
+from d3llm_trt.runtime.triton.watchdog import Watchdog
 
 needs_server = pytest.mark.skipif(find_server() is None, reason="needs a Triton Inference Server: make triton")
 SLOW = {"algorithm": "LowConfidence", "ignore_eos": True}
+DIED = "the backend's process died"
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,7 @@ def test_bad_repositories_leave_nothing(engine: Path, tmp_path: Path) -> None:
         ({"instances": 0}, "instances is 0"),
         ({"gpus": (0, 0)}, "gpus is"),
         ({"max_queue_size": -1}, "max_queue_size is -1"),
+        ({"exit_on_crash": "no"}, "exit_on_crash is 'no'"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             RepositoryOptions(**options)  # type: ignore[arg-type]
@@ -100,6 +103,7 @@ def test_a_broken_engine_makes_the_model_unhealthy(engine: Path, tmp_path: Path)
             assert "an illegal memory access" in server.generate(text_input="x", max_tokens=60)["error"]
         time.sleep(1)
         assert "not healthy" in server.generate(input_ids=[1], max_tokens=2)["error"]
+        assert DIED not in server.log.read_text(errors="replace")
 
 
 # Serving
@@ -279,9 +283,12 @@ def test_a_full_queue_is_refused(engine: Path, tmp_path: Path) -> None:
         assert 1 <= len(refused) <= 7 and all("try again later" in error for error in refused)
 
 
+# Ends, planned and unplanned
+
+
 @needs_server
 def test_unloading_waits_for_work_and_a_killed_backend_is_an_error(engine: Path, tmp_path: Path) -> None:
-    write_repository(engine, tmp_path / "repository")
+    write_repository(engine, tmp_path / "repository", RepositoryOptions(exit_on_crash=False))
     arguments = ("--model-control-mode=explicit", "--load-model=d3llm")
     with open_server(tmp_path / "repository", tmp_path, *arguments) as server:
         asked = {"messages": messages(CHATS[0]), "max_tokens": 150, **SLOW}
@@ -294,11 +301,122 @@ def test_unloading_waits_for_work_and_a_killed_backend_is_an_error(engine: Path,
         assert len(answers[0]["output_ids"]) == 150
         assert server.post("/v2/repository/models/d3llm/load", {})[0] == 200
 
+        watchdogs = server.watchdogs()
         for pid in server.backend_processes():
             os.kill(pid, signal.SIGKILL)
         begin = time.monotonic()
         assert "not healthy" in server.generate(**asked)["error"]
         assert time.monotonic() - begin < 10
+        assert len(watchdogs) == 1 and wait_for(lambda: have_ended(watchdogs))
+        assert server.process.poll() is None and DIED not in server.log.read_text(errors="replace")
+
+
+def start_clients(server: Server) -> tuple[list[threading.Thread], list[str]]:
+    """An answer and a stream over HTTP and one over gRPC, all in work; the list gets how each of them ended."""
+    pytest.importorskip("tritonclient.grpc")
+    sys.path.insert(0, str(ROOT))
+    from examples.triton.client import stream
+
+    settings: dict[str, Any] = {"max_tokens": 440, **SLOW}
+    begun, ends = threading.Semaphore(0), list[str]()
+
+    def whole() -> None:
+        begun.release()
+        server.generate(messages=messages(CHATS[0]), **settings)
+
+    def http_stream() -> None:
+        connection = server.open_stream(messages=messages(CHATS[0]), **settings)
+        while connection.read(100):
+            begun.release()
+
+    def grpc_stream() -> None:
+        for _ in stream(f"127.0.0.1:{server.grpc}", "d3llm", CHATS[0][0]["content"], **settings):
+            begun.release()
+
+    def run(client: Callable[[], None]) -> None:
+        try:
+            client()
+            ends.append("an answer")
+        except Exception as error:  # noqa: BLE001 (the clients have errors of their own)
+            ends.append(type(error).__name__)
+
+    threads = [threading.Thread(target=run, args=[client], daemon=True) for client in (whole, http_stream, grpc_stream)]
+    for thread in threads:
+        thread.start()
+        assert begun.acquire(timeout=20)
+    assert wait_for(lambda: server.metrics()["d3llm_slots_in_use"] == 3) and not ends
+    return threads, ends
+
+
+@needs_server
+def test_a_killed_backend_ends_the_server_and_so_all_requests(engine: Path, tmp_path: Path) -> None:
+    write_repository(engine, tmp_path / "repository", RepositoryOptions(instances=2))
+    with open_server(tmp_path / "repository", tmp_path) as server:
+        threads, ends = start_clients(server)
+        backends, watchdogs = server.backend_processes(), server.watchdogs()
+        begin = time.monotonic()
+        os.kill(backends[0], signal.SIGKILL)
+        for thread in threads:
+            thread.join(15)
+        assert time.monotonic() - begin < 8
+        assert sorted(ends) == ["IncompleteRead", "InferenceServerException", "RemoteDisconnected"]
+        assert server.process.wait(5) != 0
+        assert server.log.read_text(errors="replace").count(DIED) == 1
+        assert len(backends) == len(watchdogs) == 2 and wait_for(lambda: have_ended([*backends, *watchdogs]))
+
+
+BROKEN = """
+initialize = TritonPythonModel.initialize
+
+def refuse(self, args):
+    if args["model_instance_name"].endswith("_1"):
+        raise RuntimeError("not this one")
+    initialize(self, args)
+
+TritonPythonModel.initialize = refuse
+"""
+
+
+@needs_server
+def test_unloading_and_a_load_that_fails_are_no_crashes(engine: Path, tmp_path: Path) -> None:
+    """One instance of the broken model is there, watched, when the other one refuses."""
+    model = write_repository(engine, tmp_path / "repository", RepositoryOptions(instances=2))
+    code = model / "1" / "model.py"
+    sound = code.read_text()
+    with open_server(tmp_path / "repository", tmp_path, "--model-control-mode=explicit") as server:
+        for text, status in ((sound, 200), (sound + BROKEN, 400)):
+            code.write_text(text)
+            assert server.post("/v2/repository/models/d3llm/load", {})[0] == status
+            assert wait_for(lambda: len(server.backend_processes()) == 2)
+        seen = [*server.backend_processes(), *server.watchdogs()]
+        assert len(seen) == 4 and "output_ids" in server.generate(input_ids=[1], max_tokens=2)
+        assert server.post("/v2/repository/models/d3llm/unload", {})[0] == 200
+        assert wait_for(lambda: have_ended(seen)) and server.process.poll() is None
+        assert DIED not in server.log.read_text(errors="replace")
+
+
+@needs_server
+@pytest.mark.parametrize(("kind", "busy", "code"), [(signal.SIGINT, False, 0), (signal.SIGKILL, True, -9)])
+def test_a_server_that_ends_leaves_no_process(
+    engine: Path, tmp_path: Path, kind: signal.Signals, busy: bool, code: int
+) -> None:
+    """After Ctrl-C, which its backend gets too, and killed in the middle of work."""
+    write_repository(engine, tmp_path / "repository")
+    with open_server(tmp_path / "repository", tmp_path) as server:
+        if busy:
+            start_clients(server)
+        left = [*server.backend_processes(), *server.watchdogs()]
+        if kind == signal.SIGINT:
+            os.kill(left[0], kind)
+        os.kill(server.process.pid, kind)
+        assert server.process.wait(20) == code
+        assert len(left) == 2 and wait_for(lambda: have_ended(left))
+        assert DIED not in server.log.read_text(errors="replace")
+
+
+def test_only_triton_is_watched() -> None:
+    with pytest.raises(OSError, match="is not the Triton server"):
+        Watchdog("d3llm_0", True)
 
 
 @needs_server
@@ -319,8 +437,10 @@ def test_the_example_clients(server: Server) -> None:
 def test_the_command_writes_and_validates(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "from d3llm_trt.cli import main; main()"
     command = [sys.executable, "-c", script, "triton", str(engine), "-o", str(tmp_path / "r"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert json.loads(done.stdout)["name"] == "d3llm" and (tmp_path / "r" / "d3llm" / "config.pbtxt").exists()
+    done = subprocess.run([*command, "--no-exit-on-crash"], capture_output=True, text=True, cwd=ROOT)
+    assert json.loads(done.stdout)["name"] == "d3llm"
+    text = (tmp_path / "r" / "d3llm" / "config.pbtxt").read_text()
+    assert '"exit_on_crash" value: { string_value: "false" }' in text
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     done = subprocess.run([*command[:-1], "--name", "other", "--validate"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "--validate needs tritonserver on the PATH" in done.stderr

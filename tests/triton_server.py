@@ -13,7 +13,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Server:
         self.http, self.grpc, metrics = free_ports(3)
         self.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
         self.log = work / "server.log"
+        self._memory = f"d3llm{os.getpid()}-{self.http}-"
         command = [
             str(root / "bin" / "tritonserver"),
             f"--model-repository={repository}",
@@ -71,7 +72,7 @@ class Server:
             "--grpc-address=127.0.0.1", f"--grpc-port={self.grpc}",
             "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--metrics-interval-ms=100",
             "--exit-timeout-secs=5",
-            f"--backend-config=python,shm-region-prefix-name=d3llm{os.getpid()}-{self.http}-",
+            f"--backend-config=python,shm-region-prefix-name={self._memory}",
             *arguments,
         ]  # fmt: skip
         self.process = subprocess.Popen(
@@ -129,8 +130,11 @@ class Server:
 
     def backend_processes(self) -> list[int]:
         """The Python backend's own processes."""
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True)
-        return [int(pid) for pid in found.stdout.split()]
+        return _children(self.process.pid)
+
+    def watchdogs(self) -> list[int]:
+        """The processes that watch over the server and its backends."""
+        return [pid for backend in self.backend_processes() for pid in _children(backend, "triton/watchdog.py")]
 
     def metrics(self) -> dict[str, float]:
         """Our own metrics, summed over instances."""
@@ -149,6 +153,26 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        for left in Path("/dev/shm").glob(f"{self._memory}*"):  # by a server that was killed
+            left.unlink()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether it holds in time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def have_ended(pids: Iterable[int]) -> bool:
+    """Whether none of the processes runs any more."""
+    return not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+
+
+def _children(pid: int, pattern: str = "") -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid), "-f", pattern], capture_output=True, text=True)
+    return [int(child) for child in found.stdout.split()]
 
 
 def _backends(root: Path, work: Path) -> Path:

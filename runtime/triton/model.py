@@ -24,6 +24,7 @@ from d3llm_trt.runtime.sampling_params import SamplingParams
 from d3llm_trt.runtime.triton.fields import INPUTS, OUTPUTS, Field
 from d3llm_trt.runtime.triton.metrics import Metrics
 from d3llm_trt.runtime.triton.parsing import Parsed, parse
+from d3llm_trt.runtime.triton.watchdog import Watchdog
 
 POLL_SECONDS = 0.02  # between two looks for cancelled requests
 DTYPES = {"STRING": np.object_, "INT64": np.int64, "FP64": np.float64, "BOOL": np.bool_}
@@ -38,6 +39,7 @@ class TritonPythonModel:
         """Load the engine beside this model and decode once, so that the first request is not slow."""
         given = json.loads(args["model_config"])["parameters"]
         parameters = {name: item["string_value"] for name, item in given.items()}
+        exit_on_crash = _boolean(parameters, "exit_on_crash", "true")
         engine = Path(args["model_repository"]) / args["model_version"] / parameters["engine_dir"]
         gpu = args["model_instance_kind"] == "GPU"
         self._llm = LLM(engine, device=f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
@@ -47,6 +49,8 @@ class TritonPythonModel:
         self._metrics = Metrics(pb, args["model_name"], args["model_version"], args["model_instance_name"])
         self._warm_up()
         self._closing = threading.Event()
+        # Last: a model that does not load must not end the server.
+        self._watchdog = _watchdog(args["model_instance_name"], exit_on_crash)
         self._watcher = threading.Thread(target=self._watch, name="d3llm-triton", daemon=True)
         self._watcher.start()
 
@@ -104,6 +108,7 @@ class TritonPythonModel:
             if not self._llm.healthy:
                 # All requests have their errors. Without this process Triton answers that the model is not healthy.
                 _LOG.critical("the engine is broken; reload the model")
+                self._dismiss_watchdog()
                 os._exit(1)
 
     def _cancel(self, request_id: str, reply: Reply) -> None:
@@ -115,9 +120,14 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """End what is left with an error, and the engine."""
+        self._dismiss_watchdog()  # first: Triton kills a process that takes long to end
         self._closing.set()
         self._watcher.join()
         self._llm.close()
+
+    def _dismiss_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.dismiss()
 
 
 class Overloaded(Exception):
@@ -175,6 +185,25 @@ class Reply:
         if output.prompt is not None or self.tokenizer is None:
             return output.prompt or ""
         return str(self.tokenizer.decode(output.prompt_token_ids))
+
+
+def _boolean(parameters: dict[str, str], name: str, default: str) -> bool:
+    value = parameters.get(name, default)
+    if value not in ("true", "false"):
+        raise pb.TritonModelException(f"{name} is '{value}'; allowed: true or false")
+    return value == "true"
+
+
+def _watchdog(instance: str, ends_server: bool) -> Watchdog | None:
+    if ends_server and os.getppid() == 1:
+        _LOG.warning(
+            "exit_on_crash: nothing in a container can kill its process 1, tritonserver; use docker run --init"
+        )
+    try:
+        return Watchdog(instance, ends_server)
+    except OSError as error:
+        _LOG.warning("no watchdog, so clients may wait for ever for a backend that crashed: %s", error)
+        return None
 
 
 def _explained(error: Exception) -> tuple[str, Any]:

@@ -32,12 +32,14 @@ class RepositoryOptions:
         instances: engines per device; each decodes its own batch.
         gpus: devices with instances each; none for the CPU.
         max_queue_size: requests that may wait per instance; more are refused.
+        exit_on_crash: end the server when the model's process dies, since its clients would wait for ever.
     """
 
     name: str = "d3llm"
     instances: int = 1
     gpus: tuple[int, ...] = ()
     max_queue_size: int = 256
+    exit_on_crash: bool = True
 
     def __post_init__(self) -> None:
         sound = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name) is not None
@@ -51,6 +53,7 @@ class RepositoryOptions:
             is_integer(self.max_queue_size) and self.max_queue_size >= 0,
             "max_queue_size", self.max_queue_size, "an integer of 0 or more",
         )  # fmt: skip
+        require(isinstance(self.exit_on_crash, bool), "exit_on_crash", self.exit_on_crash, "True or False")
 
 
 def write_repository(engine: str | Path, output: str | Path, options: RepositoryOptions | None = None) -> Path:
@@ -107,6 +110,7 @@ def config_text(options: RepositoryOptions) -> str:
             f"instance_group [ {{ {group} }} ]",
             _parameter("engine_dir", ENGINE_DIR),
             _parameter("max_queue_size", str(options.max_queue_size)),
+            _parameter("exit_on_crash", str(options.exit_on_crash).lower()),
             "",
         ]
     )
