@@ -1,6 +1,6 @@
 """Load on a real server on loopback: one client, then many, on the tiny checkpoint on the CPU.
 
-``make triton && python benchmarks/triton_load.py --output benchmarks/results/triton_load_cpu.json``
+``make triton && python benchmarks/triton_load.py --instances 2 --max-batch-size 8 --output triton_load.json``
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from triton_server import Server, open_server  # noqa: E402
 from d3llm_trt import BuildConfig, build_engine  # noqa: E402
 from d3llm_trt.runtime.triton.repository import RepositoryOptions, write_repository  # noqa: E402
 from examples.tiny_d3llm.problems import is_exact, make_problems  # noqa: E402
+
+
+ALGORITHMS = ("FullAttnMultiBlock", "LowConfidence")
 
 
 def measure(server: Server, clients: int, requests: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,18 +62,23 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--max-batch-size", type=int, default=16)
+    parser.add_argument("--dtype", default="auto", help="of the engine")
+    parser.add_argument("--instances", type=int, default=1)
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    result: dict[str, Any] = {"checkpoint": "tiny-d3llm-llada", "max_batch_size": args.max_batch_size}
+    asked = {name: getattr(args, name) for name in ("max_batch_size", "dtype", "instances")}
+    result: dict[str, Any] = {"checkpoint": "tiny-d3llm-llada", **asked}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        config = BuildConfig(max_batch_size=args.max_batch_size)
+        config = BuildConfig(dtype=args.dtype, max_batch_size=args.max_batch_size)
         write_repository(
             build_engine(CHECKPOINTS["llada"], work / "engine", config),
             work / "r",
-            RepositoryOptions(max_queue_size=600),
+            RepositoryOptions(instances=args.instances, max_queue_size=600),
         )
-        for name, settings in (("FullAttnMultiBlock", {}), ("LowConfidence", {"algorithm": "LowConfidence"})):
+        for name in args.algorithms:
+            settings = {"algorithm": name}
             with open_server(work / "r", work) as server:
                 one = measure(server, 1, max(args.requests // 10, 1), settings)
                 many = measure(server, args.clients, args.requests, settings)

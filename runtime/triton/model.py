@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import triton_python_backend_utils as pb
 
 from d3llm_trt.errors import ConfigError, D3llmError, RequestError
@@ -37,11 +38,13 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine beside this model and decode once, so that the first request is not slow."""
-        given = json.loads(args["model_config"])["parameters"]
-        parameters = {name: item["string_value"] for name, item in given.items()}
+        config = json.loads(args["model_config"])
+        parameters = {name: item["string_value"] for name, item in config["parameters"].items()}
         exit_on_crash = _boolean(parameters, "exit_on_crash", "true")
         engine = Path(args["model_repository"]) / args["model_version"] / parameters["engine_dir"]
         gpu = args["model_instance_kind"] == "GPU"
+        if not gpu:
+            _share_processors(sum(group["count"] for group in config["instance_group"]))
         self._llm = LLM(engine, device=f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
         self._most = int(parameters["max_queue_size"]) + self._llm.spec.max_batch_size
         self._open: dict[str, Reply] = {}
@@ -185,6 +188,12 @@ class Reply:
         if output.prompt is not None or self.tokenizer is None:
             return output.prompt or ""
         return str(self.tokenizer.decode(output.prompt_token_ids))
+
+
+def _share_processors(instances: int) -> None:
+    """Each instance takes its part of the processors, unless the environment says how many it takes."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // instances))
 
 
 def _boolean(parameters: dict[str, str], name: str, default: str) -> bool:
