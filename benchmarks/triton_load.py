@@ -25,7 +25,6 @@ from d3llm_trt import BuildConfig, build_engine  # noqa: E402
 from d3llm_trt.runtime.triton.repository import RepositoryOptions, write_repository  # noqa: E402
 from examples.tiny_d3llm.problems import is_exact, make_problems  # noqa: E402
 
-
 ALGORITHMS = ("FullAttnMultiBlock", "LowConfidence")
 
 
