@@ -25,6 +25,7 @@ from d3llm_trt.manifest import (
     FORMAT_VERSION,
     PLAN_FILE,
     WEIGHTS_FILE,
+    Check,
     FileFacts,
     Manifest,
     PluginFacts,
@@ -272,7 +273,10 @@ def _reported(
 
 
 def build_cached_engine(
-    checkpoint_dir: str | Path, build_config: BuildConfig | None = None, progress: Progress | None = None
+    checkpoint_dir: str | Path,
+    build_config: BuildConfig | None = None,
+    progress: Progress | None = None,
+    check: Check | None = None,
 ) -> Path:
     """The engine for a checkpoint from the cache directory, built there if it is not there or damaged.
 
@@ -281,6 +285,8 @@ def build_cached_engine(
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     settings = _resolved(checkpoint, build_config)
+    if check is not None:
+        check(checkpoint.config, settings)
     entry = cache_directory() / _cache_key(checkpoint, settings)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from d3llm_trt.config import BuildConfig, is_integer, require
 from d3llm_trt.errors import ConfigError, EngineError
-from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Manifest, Progress, is_engine, load_manifest, verify_files
+from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Check, Manifest, Progress, is_engine, load_manifest, verify_files
 from d3llm_trt.paths import require_directory
 
 GIVE_EITHER = "give an engine or a checkpoint directory"
@@ -18,12 +18,14 @@ def engine_for(
     backend: str | None = None,
     dtype: str | None = None,
     max_batch_size: int | None = None,
+    check: Check | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, Manifest]:
     """The engine directory for ``model`` and its manifest, every file verified.
 
-    A checkpoint is built into the cache directory first, unless it is there. Raises ConfigError where an engine was
-    built with other settings, EngineError or CheckpointError where a directory is not sound.
+    A checkpoint is built into the cache directory first, unless it is there; ``check`` may refuse what it would become.
+    Raises ConfigError where an engine was built with other settings, EngineError or CheckpointError where a directory
+    is not sound.
     """
     path = Path(model)
     require_directory(path, EngineError, GIVE_EITHER)
@@ -38,7 +40,7 @@ def engine_for(
 
     given = {"backend": backend, "dtype": dtype, "max_batch_size": max_batch_size}
     config = BuildConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    built = build_cached_engine(path, config, progress)
+    built = build_cached_engine(path, config, progress, check)
     return built, load_manifest(built)
 
 

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from d3llm_trt.progress import build_progress
 from d3llm_trt.runtime.answer import failed_output
 from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.loading import choose_device, load_engine
+from d3llm_trt.runtime.memory import check_memory
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request, RequestMaker, Sink
 from d3llm_trt.runtime.sampling_params import SamplingParams
@@ -63,7 +65,12 @@ class LLM:
             raise EngineError(f"a {backend} plan needs an NVIDIA GPU; for the CPU leave out the backend")
         with _shown(progress) as show:
             directory, manifest = engine_for(
-                model, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
+                model,
+                backend=backend,
+                dtype=dtype,
+                max_batch_size=max_batch_size,
+                check=partial(check_memory, device=where),
+                progress=show,
             )
             engine = load_engine(
                 directory, manifest, device=where, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs

@@ -29,7 +29,7 @@ def load_engine(
     if cuda_graphs is not None:
         require(cuda_graphs in CUDA_GRAPHS, "cuda_graphs", cuda_graphs, "all, largest, off, or None for the default")
     spec = _spec(manifest, device, max_batch_size)
-    check_memory(manifest, spec)
+    check_memory(manifest.model_config, manifest.build_config, device, spec.max_batch_size)
     load = TorchEngine.load if manifest.backend == "torch" else load_tensorrt_engine
     engine: Engine = load(directory, manifest, spec)
     if cuda_graphs not in (None, "off") and not engine.spec.graph_capturable:

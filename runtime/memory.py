@@ -7,42 +7,45 @@ from dataclasses import replace
 import torch
 
 from d3llm_trt.capacity import Capacity, estimate, shown_bytes
+from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import EngineError
-from d3llm_trt.manifest import Manifest
-from d3llm_trt.runtime.engines.base import EngineSpec
+from d3llm_trt.model.config import ModelConfig
 
 # Bytes of a CUDA context's libraries, graphs, and what allocators round up.
 RESERVE = 512 << 20
 
 
-def check_memory(manifest: Manifest, spec: EngineSpec) -> None:
+def check_memory(
+    config: ModelConfig, settings: BuildConfig, device: torch.device, max_batch_size: int | None = None
+) -> None:
     """Raise EngineError naming what is too large for the GPU, and the largest batch that is not.
 
-    Weights, KV cache and the activations of the largest pass must fit what is free now. TensorRT plans its own memory,
-    and can stream weights.
+    Weights, KV cache and the activations of the largest pass of a resolved configuration must fit what is free now.
+    TensorRT plans its own memory, and can stream weights.
     """
-    if spec.device.type != "cuda" or spec.backend != "torch":
+    if device.type != "cuda" or settings.backend != "torch":
         return
-    free, planned = _free_bytes(spec.device), _capacity(manifest, spec, spec.max_batch_size)
+    batch, free = max_batch_size or settings.max_batch_size, _free_bytes(device)
+    planned = _capacity(config, settings, batch)
     if _needed(planned) <= free:
         return
     raise EngineError(
-        f"max_batch_size {spec.max_batch_size} x max_seq_len {spec.max_seq_len} takes {shown_bytes(_needed(planned))} "
-        f"(weights {shown_bytes(planned.weights)}, KV cache {shown_bytes(planned.kv_cache)}, activations "
-        f"{shown_bytes(planned.activations)}), and {spec.device} has {shown_bytes(free)} free; "
-        + _remedy(largest_batch(manifest, spec, free))
+        f"max_batch_size {batch} x max_seq_len {settings.max_seq_len} takes {shown_bytes(_needed(planned))} (weights "
+        f"{shown_bytes(planned.weights)}, KV cache {shown_bytes(planned.kv_cache)}, activations "
+        f"{shown_bytes(planned.activations)}), and {device} has {shown_bytes(free)} free; "
+        + _remedy(largest_batch(config, settings, batch, free))
     )
 
 
-def largest_batch(manifest: Manifest, spec: EngineSpec, free: int) -> int:
-    """The most slots, up to the spec's, with which the engine fits ``free`` bytes; 0 if none does."""
-    sizes = range(spec.max_batch_size, 0, -1)
-    return next((size for size in sizes if _needed(_capacity(manifest, spec, size)) <= free), 0)
+def largest_batch(config: ModelConfig, settings: BuildConfig, most: int, free: int) -> int:
+    """The most slots, up to ``most``, with which the engine fits ``free`` bytes; 0 if none does."""
+    return next((size for size in range(most, 0, -1) if _needed(_capacity(config, settings, size)) <= free), 0)
 
 
-def _capacity(manifest: Manifest, spec: EngineSpec, batch: int) -> Capacity:
-    tokens = min(spec.max_num_tokens, batch * spec.max_seq_len)
-    return estimate(manifest.model_config, replace(manifest.build_config, max_batch_size=batch, max_num_tokens=tokens))
+def _capacity(config: ModelConfig, settings: BuildConfig, batch: int) -> Capacity:
+    assert settings.max_seq_len is not None and settings.max_num_tokens is not None
+    tokens = min(settings.max_num_tokens, batch * settings.max_seq_len)
+    return estimate(config, replace(settings, max_batch_size=batch, max_num_tokens=tokens))
 
 
 def _needed(capacity: Capacity) -> int:
