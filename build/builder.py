@@ -161,7 +161,10 @@ def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: 
 
     # The tokenizer and what needs it first: what is wrong there is found before the long work.
     files = {name: file_facts(path / name) for name in convert_tokenizer(checkpoint.path, checkpoint.config, path)}
-    canvases, prompts = _canvases(checkpoint.config, settings, path), _prompt_facts(settings)
+    prompts = _prompt_facts(settings)
+    canvases = _canvases(checkpoint.config, settings, path)
+    if _prompt_facts(settings) != prompts:
+        raise BuildError(f"{settings.calibration_prompts}: changed while it was read; build again")
     errors: dict[str, float] = {}
     if settings.backend == "torch" and settings.quantization is not None:
         files[WEIGHTS_FILE], errors = _write_quantized(checkpoint, settings, path, canvases, progress)

@@ -307,6 +307,19 @@ def test_an_input_that_overflows_is_named_and_an_engine_stays_as_it_was(tmp_path
     assert before.read_bytes() == content
 
 
+def test_prompts_that_change_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "p.jsonl", {"prompt_token_ids": [1, 2]})
+
+    def changing(*_: object) -> list[Tensor]:
+        file.write_text("{}")
+        return []
+
+    monkeypatch.setattr(calibration, "canvases_for", changing)
+    with pytest.raises(BuildError, match="changed while it was read; build again"):
+        build_engine(CHECKPOINTS["llada"], tmp_path / "e", replace(FP8, calibration_prompts=file))
+    assert not (tmp_path / "e").exists()
+
+
 def test_a_name_that_no_file_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="allowed: a regular file"):
         build_engine(CHECKPOINTS["llada"], tmp_path / "e", replace(FP8, calibration_prompts="x" * 5000))
