@@ -70,7 +70,7 @@ def scales_for(config: ModelConfig, weights: Mapping[str, Tensor], calibration: 
     Raises BuildError naming a layer whose input overflowed.
     """
     names = quantized_layers(config)
-    for name in names:
+    for name in calibration.peaks:
         if not calibration.peaks[name].isfinite():
             dtype = str(weights["final_norm.weight"].dtype).removeprefix("torch.")
             fix = "build with dtype bfloat16" if dtype == "float16" else "check the weights"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +109,13 @@ def _open(model: Path | None, shape: str | None, options: dict[str, Any], device
     from d3llm_trt.runtime.engines.base import Engine
     from d3llm_trt.runtime.llm import LLM
     from d3llm_trt.runtime.loading import load_engine
+    from d3llm_trt.runtime.memory import check_memory
 
     batch = max(options["batch_size"])
     engine: Engine
     if model is not None:
-        directory, manifest = engine_for(model, backend=None, dtype=options["dtype"], max_batch_size=batch)
+        check = partial(check_memory, device=device)
+        directory, manifest = engine_for(model, dtype=options["dtype"], max_batch_size=batch, check=check)
         engine = load_engine(
             directory, manifest, device=device, max_batch_size=batch, cuda_graphs=options["cuda_graphs"]
         )

@@ -291,18 +291,21 @@ def test_files_that_cannot_be_taken(content: str | None, complaint: str, tmp_pat
     assert not calls and not (tmp_path / "e").exists()
 
 
-def test_an_input_that_overflows_is_named_and_an_engine_stays_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "layer"), [("blocks.0.up_proj", r"layers\.0\.mlp\.down"), ("blocks.1.ff_out", "lm_head")]
+)
+def test_an_input_that_overflows_is_named_and_an_engine_stays_as_it_was(
+    tensor: str, layer: str, tmp_path: Path
+) -> None:
     source = make_checkpoint(tmp_path / "c", "llada", dtype=torch.bfloat16)
     file = source / "model.safetensors"
     weights = load_file(file)
-    name = "model.transformer.blocks.0.up_proj.weight"
+    name = f"model.transformer.{tensor}.weight"
     save_file({**weights, name: weights[name] * 60000}, file)
     plain = BuildConfig(dtype="float16", max_seq_len=64)
     before = build_engine(source, tmp_path / "e", replace(plain, dtype="bfloat16")) / "config.json"
     content = before.read_bytes()
-    with pytest.raises(
-        BuildError, match=r"the input of layers\.0\.mlp\.down is (inf|nan) .*; build with dtype bfloat16"
-    ):
+    with pytest.raises(BuildError, match=rf"the input of {layer} is (inf|nan) .*; build with dtype bfloat16"):
         build_engine(source, tmp_path / "e", replace(plain, quantization="fp8"), overwrite=True)
     assert before.read_bytes() == content
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_models import CHECKPOINTS
 
 from d3llm_trt import LLM, BuildConfig, SamplingParams, build_engine
@@ -49,6 +52,17 @@ def test_what_is_no_engine_is_not_written(tmp_path: Path) -> None:
                 checkpoint.config,
                 others if changed is None else {**others, "final_norm.weight": changed},
             )
+    small, quantized = "layers.0.mlp.down", BuildConfig(quantization="fp8")
+    packed = dict(load_file(build_engine(CHECKPOINTS["llada"], tmp_path / "fp8", quantized) / "rank0.safetensors"))
+    shutil.rmtree(tmp_path / "fp8")
+    nan = torch.full_like(packed[f"{small}.weight"].view(torch.uint8), 0xFF).view(torch.float8_e4m3fn)
+    for changes, complaint in (
+        ({f"{small}.weight": nan}, "not finite"),
+        ({f"{small}.weight_scale": torch.tensor(0.0)}, "is 0; allowed: above 0"),
+        ({f"{small}.input_scale": torch.tensor(-1.0)}, "is -1; allowed: above 0"),
+    ):
+        with pytest.raises(BuildError, match=complaint):
+            write_engine(tmp_path / "e", checkpoint.config, {**packed, **changes}, quantized)
     with pytest.raises(BuildError, match=r"tensor embedding\.weight is missing"):
         write_engine(tmp_path / "e", checkpoint.config, {})
     assert not list(tmp_path.iterdir())

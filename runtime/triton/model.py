@@ -44,7 +44,7 @@ class TritonPythonModel:
         engine = Path(args["model_repository"]) / args["model_version"] / parameters["engine_dir"]
         gpu = args["model_instance_kind"] == "GPU"
         if not gpu:
-            _share_processors(sum(group["count"] for group in config["instance_group"]))
+            _share_processors(sum(group["count"] for group in config["instance_group"] if group["kind"] == "KIND_CPU"))
         self._llm = LLM(engine, device=f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
         self._most = int(parameters["max_queue_size"]) + self._llm.spec.max_batch_size
         self._open: dict[str, Reply] = {}
@@ -193,7 +193,7 @@ class Reply:
 def _share_processors(instances: int) -> None:
     """Each instance takes its part of the processors, unless the environment says how many it takes."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // instances))
+        torch.set_num_threads(max(1, torch.get_num_threads() // max(1, instances)))
 
 
 def _boolean(parameters: dict[str, str], name: str, default: str) -> bool:
@@ -209,10 +209,13 @@ def _watchdog(instance: str, ends_server: bool) -> Watchdog | None:
             "exit_on_crash: nothing in a container can kill its process 1, tritonserver; use docker run --init"
         )
     try:
-        return Watchdog(instance, ends_server)
-    except OSError as error:
+        watchdog = Watchdog(instance, ends_server)
+    except Exception as error:  # noqa: BLE001 (whatever it lacks, the model can serve without)
         _LOG.warning("no watchdog, so clients may wait for ever for a backend that crashed: %s", error)
         return None
+    if ends_server and not watchdog.ends_server:
+        _LOG.warning("exit_on_crash: Triton runs inside another program, which is not ended")
+    return watchdog
 
 
 def _explained(error: Exception) -> tuple[str, Any]:

@@ -70,9 +70,9 @@ def write_repository(engine: str | Path, output: str | Path, options: Repository
     model = output / options.name
     if model.exists():
         raise ConfigError(f"{model}: there is a model already; remove it, or choose another name or repository")
-    output.mkdir(parents=True, exist_ok=True)
     workspace = output / f".{options.name}.{os.getpid()}.tmp"
     try:
+        output.mkdir(parents=True, exist_ok=True)
         target = workspace / VERSION / ENGINE_DIR
         target.mkdir(parents=True)
         for name in (*manifest.files, MANIFEST_FILE):

@@ -13,13 +13,16 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 READY, GOODBYE = b"r", b"g"
 SETTLE_SECONDS = 0.2  # for a server that is ending anyway, whose backend ended first
 SERVER_SECONDS = 3.0  # for the server to end what other models have in work
 BACKEND_SECONDS = 1.0  # for a backend to see that its server is gone
+START_SECONDS = 20.0
 DISMISS_SECONDS = 5.0
+SERVER_PROGRAM = "tritonserver"
 
 
 class Watchdog:
@@ -27,24 +30,30 @@ class Watchdog:
 
     Args:
         name: of what this process serves, for the server's log.
-        ends_server: whether the server is ended when this process dies.
+        ends_server: whether the server is ended when this process dies. A program that has Triton inside is not.
 
-    Raises OSError where it cannot be had: no Python to run it, a kernel before 5.3, or a parent that is not Triton.
+    Raises OSError where it cannot be had: no Python to run it, a Python or kernel (before 5.3) without handles of
+    processes, or a parent that is not Triton.
     """
 
     def __init__(self, name: str, ends_server: bool) -> None:
+        if not sys.executable or not (hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")):
+            raise OSError("this Python does not know its program, or lacks pidfd_open or pidfd_send_signal")
+        server = _server()
+        self.ends_server = ends_server and _program(server) == SERVER_PROGRAM
         with contextlib.ExitStack() as stack:
-            handles = [_open(os.getpid(), stack), _open(_server(), stack)]
+            handles = [_open(os.getpid(), stack), _open(server, stack)]
             # No -m and no site-packages, so that it starts at once. Ctrl-C does not reach a session of its own.
             script = [sys.executable, "-S", str(Path(__file__).resolve())]
             self._process = subprocess.Popen(
-                [*script, *map(str, handles), name, str(int(ends_server))],
+                [*script, *map(str, handles), name, str(int(self.ends_server))],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=handles, start_new_session=True,
             )  # fmt: skip
         assert self._process.stdout is not None
         with self._process.stdout as answer:
-            if answer.read(1) != READY:
-                raise OSError(f"{sys.executable} ended with exit code {self._process.wait()}")
+            if not (_wait(answer.fileno(), seconds=START_SECONDS) and answer.read(1) == READY):
+                self._process.kill()
+                raise OSError(f"{sys.executable} did not start it; exit code {self._process.wait()}")
 
     def dismiss(self) -> None:
         """Before an end that is not a crash; it is gone afterwards. May be called again."""
@@ -66,6 +75,12 @@ def _server() -> int:
     return parent
 
 
+def _program(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/exe").readlink().name
+    return ""
+
+
 def _open(pid: int, stack: contextlib.ExitStack) -> int:
     """A handle, which stays that process's even when its number belongs to another one later."""
     handle = os.pidfd_open(pid)
@@ -76,15 +91,19 @@ def _open(pid: int, stack: contextlib.ExitStack) -> int:
 def watch(backend: int, server: int, name: str, ends_server: bool) -> None:
     """Until a goodbye on standard input, or until one of the two has ended and the other one after it."""
     goodbye = sys.stdin.fileno()
+    for process in (backend, server):
+        signal.pidfd_send_signal(process, 0)  # it raises now where it would raise then
     os.write(sys.stdout.fileno(), READY)
-    _wait(goodbye, server)
+    _wait(goodbye, backend, server)
     if _wait(goodbye, seconds=0) and os.read(goodbye, 1):
         return
     if _wait(server, seconds=SETTLE_SECONDS):
         if not _wait(backend, seconds=BACKEND_SECONDS):
             _end(backend, signal.SIGKILL)
     elif ends_server:
-        _say(f"{name}: the backend's process died; ending the server, since requests in work would never be answered")
+        # Beside it: a log that nobody reads any more takes no line.
+        text = f"{name}: the backend's process died; ending the server, since requests in work would never be answered"
+        threading.Thread(target=_say, args=(text,), daemon=True).start()
         _end(server, signal.SIGTERM)
         if not _wait(server, seconds=SERVER_SECONDS):
             _end(server, signal.SIGKILL)
