@@ -32,6 +32,7 @@ MAX_HEADER_BYTES = 100_000_000
 DOWNLOAD_AGAIN = "download the file again"
 _LENGTH = struct.Struct("<Q")
 _BITS = re.compile(r"(?:BF|F|I|U|C)(\d+)(?:_.*)?")
+_FP8_NAN = 0x7F  # either sign
 _CHUNK_ELEMENTS = 8 << 20
 
 
@@ -243,6 +244,8 @@ def _pieces(
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; takes no memory."""
+    """Whether no value is NaN or infinite; takes no memory, but for FP8, which has no infinities."""
+    if tensor.dtype == torch.float8_e4m3fn:
+        return not bool(((tensor.view(torch.uint8) & _FP8_NAN) == _FP8_NAN).any())
     low, high = tensor.aminmax()
     return math.isfinite(low.item()) and math.isfinite(high.item())

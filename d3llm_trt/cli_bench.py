@@ -114,7 +114,7 @@ def _open(model: Path | None, shape: str | None, options: dict[str, Any], device
     batch = max(options["batch_size"])
     engine: Engine
     if model is not None:
-        check = partial(check_memory, device=device)
+        check = partial(check_memory, device=device, max_batch_size=batch)
         directory, manifest = engine_for(model, dtype=options["dtype"], max_batch_size=batch, check=check)
         engine = load_engine(
             directory, manifest, device=device, max_batch_size=batch, cuda_graphs=options["cuda_graphs"]

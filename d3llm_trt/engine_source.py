@@ -23,9 +23,9 @@ def engine_for(
 ) -> tuple[Path, Manifest]:
     """The engine directory for ``model`` and its manifest, every file verified.
 
-    A checkpoint is built into the cache directory first, unless it is there; ``check`` may refuse what it would become.
-    Raises ConfigError where an engine was built with other settings, EngineError or CheckpointError where a directory
-    is not sound.
+    A checkpoint is built into the cache directory first, unless it is there. ``check`` may refuse an engine before
+    it is built or read. Raises ConfigError where an engine was built with other settings, EngineError or
+    CheckpointError where a directory is not sound.
     """
     path = Path(model)
     require_directory(path, EngineError, GIVE_EITHER)
@@ -34,6 +34,8 @@ def engine_for(
     if is_engine(path):
         manifest = load_manifest(path)
         _check_settings(manifest, backend, dtype, max_batch_size)
+        if check is not None:
+            check(manifest.model_config, manifest.build_config)
         verify_files(path, manifest, progress)
         return path, manifest
     from d3llm_trt.build.builder import build_cached_engine

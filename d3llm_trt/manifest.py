@@ -27,7 +27,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Progress = Callable[[str, int, int], None]
-Check = Callable[[ModelConfig, BuildConfig], None]  # of a resolved configuration, before any long work
+Check = Callable[[ModelConfig, BuildConfig], None]  # raises what speaks against an engine of these
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,10 @@ class GraphRunner:
     """
 
     def __init__(self, engine: Engine, state: DecodingState, buckets: Buckets, enabled: bool = True) -> None:
-        self._engine, self._state, self._buckets, self._enabled = engine, state, buckets, enabled
+        self._engine, self._state, self._buckets = engine, state, buckets
+        self.enabled = enabled  # False once a capture has failed
         self._graphs: dict[Bucket, _Captured] = {}
-        self._seen: set[Bucket] = set()
+        self._used_once: set[Bucket] = set()  # without a graph
         self._pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(engine.spec.device)  # type: ignore[no-untyped-call]
         # Weights, caches and state may still be on their way there.
@@ -64,11 +65,6 @@ class GraphRunner:
     def captured(self) -> tuple[Bucket, ...]:
         """The buckets that have a graph."""
         return tuple(sorted(self._graphs))
-
-    @property
-    def enabled(self) -> bool:
-        """Whether steps are captured; False once a capture has failed."""
-        return self._enabled
 
     @property
     def defaults(self) -> tuple[Bucket, ...]:
@@ -85,16 +81,17 @@ class GraphRunner:
         free = self._engine.spec.max_batch_size
         entries = (*slots, *[free] * (bucket.batch - len(slots)))
         with torch.cuda.stream(self.stream):
-            report = self._step(bucket, entries, capture or bucket in self._seen)
-        self._seen.add(bucket)
+            report = self._step(bucket, entries, capture)
         self.stream.synchronize()
         return report[: len(slots)]
 
     def _step(self, bucket: Bucket, entries: tuple[int, ...], capture: bool) -> Tensor:
         captured = self._graphs.pop(bucket, None)
-        if captured is None and capture and self._enabled:
+        if captured is None and self.enabled and (capture or bucket in self._used_once):
+            self._used_once.discard(bucket)
             return self._step_and_capture(bucket, entries)
         if captured is None:
+            self._used_once.add(bucket)
             return run_bucket(self._engine, self._state, self._on_device(entries), bucket).cpu()
         if captured.entries != entries:
             captured.slots.copy_(torch.tensor(entries))
@@ -110,9 +107,7 @@ class GraphRunner:
         """The graph used last stands last; beyond MOST_GRAPHS the one unused for longest goes, as if never used."""
         self._graphs[bucket] = captured
         if len(self._graphs) > MOST_GRAPHS:
-            oldest = next(iter(self._graphs))
-            del self._graphs[oldest]
-            self._seen.discard(oldest)
+            del self._graphs[next(iter(self._graphs))]
 
     def _step_and_capture(self, bucket: Bucket, entries: tuple[int, ...]) -> Tensor:
         """Run the step on a copy of the state, capture it, replay it, and compare."""
@@ -141,7 +136,7 @@ class GraphRunner:
     def _give_up(self, stepped: DecodingState, report: Tensor, reason: str) -> Tensor:
         """Go on without graphs from a state that was stepped without one."""
         _LOG.warning("CUDA graphs are off: %s", reason)
-        self._enabled = False
+        self.enabled = False
         self._graphs.clear()
         for item in fields(Progress):
             getattr(self._state.progress, item.name).copy_(getattr(stepped.progress, item.name))

@@ -69,7 +69,7 @@ class LLM:
                 backend=backend,
                 dtype=dtype,
                 max_batch_size=max_batch_size,
-                check=partial(check_memory, device=where),
+                check=partial(check_memory, device=where, max_batch_size=max_batch_size),
                 progress=show,
             )
             engine = load_engine(

@@ -12,7 +12,6 @@ from d3llm_trt.manifest import Manifest
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec
 from d3llm_trt.runtime.engines.tensorrt_engine import load_tensorrt_engine
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
-from d3llm_trt.runtime.memory import check_memory
 
 OLDEST_GPU = (8, 0)
 
@@ -29,7 +28,6 @@ def load_engine(
     if cuda_graphs is not None:
         require(cuda_graphs in CUDA_GRAPHS, "cuda_graphs", cuda_graphs, "all, largest, off, or None for the default")
     spec = _spec(manifest, device, max_batch_size)
-    check_memory(manifest.model_config, manifest.build_config, device, spec.max_batch_size)
     load = TorchEngine.load if manifest.backend == "torch" else load_tensorrt_engine
     engine: Engine = load(directory, manifest, spec)
     if cuda_graphs not in (None, "off") and not engine.spec.graph_capturable:

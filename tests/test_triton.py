@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import CHATS, CHECKPOINTS, QUESTIONS, ROOT
-from triton_server import Server, find_server, have_ended, open_server, tritonserver_on_the_path, wait_for
+from tiny_models import CHATS, QUESTIONS, ROOT
+from triton_server import Server, find_server, have_ended, make_engine, open_server, tritonserver_on_the_path, wait_for
 
-from d3llm_trt import LLM, BuildConfig, DecodingConfig, SamplingParams, build_engine
+from d3llm_trt import LLM, DecodingConfig, SamplingParams
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.runtime.triton.repository import RepositoryOptions, write_repository
 from d3llm_trt.runtime.triton.validation import validate_repository
@@ -32,8 +32,7 @@ DIED = "the backend's process died"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("engine") / "llada"
-    return build_engine(CHECKPOINTS["llada"], path, BuildConfig(max_batch_size=4, max_seq_len=512))
+    return make_engine(tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(scope="module")

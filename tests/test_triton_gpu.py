@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import CHATS, CHECKPOINTS
-from triton_server import Server, find_server, open_server
+from tiny_models import CHATS
+from triton_server import Server, find_server, make_engine, open_server
 
-from d3llm_trt import LLM, BuildConfig, DecodingConfig, SamplingParams, build_engine
+from d3llm_trt import LLM, DecodingConfig, SamplingParams
 from d3llm_trt.runtime.triton.repository import RepositoryOptions, write_repository
 
 pytestmark = [
@@ -25,8 +25,7 @@ ALGORITHMS = ("FullAttnMultiBlock", "MultiBlock", "LowConfidence")
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("engine") / "llada"
-    return build_engine(CHECKPOINTS["llada"], path, BuildConfig(max_batch_size=4, max_seq_len=512))
+    return make_engine(tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(scope="module")

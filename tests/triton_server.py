@@ -18,11 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tiny_models import ROOT
+from tiny_models import CHECKPOINTS, ROOT
 
+from d3llm_trt import BuildConfig, build_engine
 from d3llm_trt.runtime.triton.validation import free_ports
 
 INSTALLED = ROOT / "out" / "tritonserver"
+
+
+def make_engine(folder: Path) -> Path:
+    """The engine that the tests serve, in ``folder``."""
+    return build_engine(CHECKPOINTS["llada"], folder / "llada", BuildConfig(max_batch_size=4, max_seq_len=512))
 
 
 def find_server() -> Path | None:
