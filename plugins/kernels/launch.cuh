@@ -8,7 +8,8 @@
 
 namespace d3llm {
 
-// Before it, a kernel that was launched so touches nothing that the launch before it writes or reads.
+// Before it, a kernel that was launched so touches nothing that the launch before it writes or reads: parameters of the
+// network at most.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
