@@ -134,8 +134,9 @@ def test_a_sum_is_normed_with_it_and_by_no_other_name() -> None:
     config, weights = checkpoint.config, dict(checkpoint.packed_tensors())
     weights = {name: tensor.float() + 0.1 * torch.rand(tensor.shape) for name, tensor in weights.items()}
     network = TorchOps(config, weights, torch.empty(0), Windows.whole(3), rotary_tables(config, 3))
-    x, y = torch.randn(3, config.hidden_size), torch.randn(3, config.hidden_size)
-    total = network.add("layers.0.attention.residual", x, y)
+    x, attended = torch.randn(3, config.hidden_size), torch.randn(3, config.num_heads * config.head_dim)
+    y = network.linear("layers.0.attention.output", attended)
+    total = network.add_linear("layers.0.attention.residual", x, "layers.0.attention.output", attended)
     assert torch.equal(total, x + y)
     for name, rows in (("layers.0.mlp_norm", total), ("layers.0.mlp_norm", y), ("final_norm", total)):
         wanted = reference.rms_norm(rows, weights[f"{name}.weight"], config.rms_norm_eps)

@@ -93,9 +93,9 @@ class TensorRTOps:
         normed = low.cast(f"{name}.cast_back", scaled, self._dtype)
         return low.binary(name, normed, "PROD", self._weight(f"{name}.weight", rank))
 
-    def add(self, name: str, x: Any, y: Any) -> Any:
+    def add_linear(self, name: str, residual: Any, linear: str, x: Any) -> Any:
         """See :class:`Ops`."""
-        return self._low.binary(name, x, "SUM", y)
+        return self._low.binary(name, residual, "SUM", self.linear(linear, x))
 
     def attention(self, name: str, layer: int, qkv: Any) -> Any:
         """See :class:`Ops`."""

@@ -29,8 +29,8 @@ class Ops(Protocol[Tensor]):
         """RMSNorm with float32 statistics, cast back before the multiplication by ``{name}.weight``."""
         ...
 
-    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Residual addition."""
+    def add_linear(self, name: str, residual: Tensor, linear: str, x: Tensor) -> Tensor:
+        """The sum of ``residual``, which may be overwritten, and ``linear(linear, x)``."""
         ...
 
     def attention(self, name: str, layer: int, qkv: Tensor) -> Tensor:

@@ -108,7 +108,13 @@ class TorchOps:
         normed: Tensor = ops.rms_norm(x, weight, self._config.rms_norm_eps, scale)
         return normed
 
-    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+    def add_linear(self, name: str, residual: Tensor, linear: str, x: Tensor) -> Tensor:
+        weight = self._weights[f"{linear}.weight"]
+        if residual.is_cuda and weight.dtype == residual.dtype:
+            return residual.addmm_(x, weight.t())  # where the product ends anyway, rounded once
+        return self._add(name, residual, self.linear(linear, x))
+
+    def _add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """Also computes the norm of the sum, where one follows: both take one reading of the rows."""
         norm = self._norm_after.get(name)
         if norm is None:
