@@ -37,6 +37,7 @@ from d3llm_trt.manifest import (
 )
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import TensorForm, packed_tensors
+from d3llm_trt.paths import cache_directory
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
 from d3llm_trt.prompts import read_prompt_file
 from d3llm_trt.tensorrt_module import load_tensorrt
@@ -283,8 +284,8 @@ def build_cached_engine(
 ) -> Path:
     """The engine for a checkpoint from the cache directory, built there if it is not there or damaged.
 
-    The cache is ``$D3LLM_TRT_CACHE``, or ``$XDG_CACHE_HOME/d3llm-trt``, or ``~/.cache/d3llm-trt``. Processes that ask
-    at the same time wait for the one that builds. An engine found there is read once and compared with its checksums.
+    Processes that ask at the same time wait for the one that builds. An engine found there is read once and compared
+    with its checksums.
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     settings = _resolved(checkpoint, build_config)
@@ -303,19 +304,6 @@ def build_cached_engine(
         fix = "set D3LLM_TRT_CACHE to a directory that can be written"
         raise BuildError(f"{entry.parent}: the cache cannot be used: {error}; {fix}") from error
     return entry
-
-
-def cache_directory() -> Path:
-    """Where :func:`build_cached_engine` keeps engines."""
-    if own := os.environ.get("D3LLM_TRT_CACHE"):
-        return Path(own).absolute()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if shared.is_absolute():
-        return shared / "d3llm-trt"
-    try:
-        return Path.home() / ".cache" / "d3llm-trt"
-    except RuntimeError as error:
-        raise BuildError("there is no home directory for the cache; set D3LLM_TRT_CACHE to a directory") from error
 
 
 def _cache_key(checkpoint: Checkpoint, settings: BuildConfig) -> str:

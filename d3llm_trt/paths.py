@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from d3llm_trt.config import require
-from d3llm_trt.errors import ConfigError
+from d3llm_trt.errors import BuildError, ConfigError
 
 
 def require_directory(path: Path, error: type[Exception], fix: str) -> None:
@@ -28,6 +28,22 @@ def check_picture_path(what: str, path: Path, suffixes: tuple[str, ...], without
         raise ConfigError(f"{what} is {str(path)!r}; allowed: a file in an existing folder that can be written to")
     if path.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(without_matplotlib)
+
+
+def cache_directory() -> Path:
+    """``$D3LLM_TRT_CACHE``, or ``$XDG_CACHE_HOME/d3llm-trt``, or ``~/.cache/d3llm-trt``.
+
+    Raises BuildError where there is none of them.
+    """
+    if own := os.environ.get("D3LLM_TRT_CACHE"):
+        return Path(own).absolute()
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if shared.is_absolute():
+        return shared / "d3llm-trt"
+    try:
+        return Path.home() / ".cache" / "d3llm-trt"
+    except RuntimeError as error:
+        raise BuildError("there is no home directory for the cache; set D3LLM_TRT_CACHE to a directory") from error
 
 
 def replace_file(path: Path, data: bytes) -> None:

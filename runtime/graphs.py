@@ -14,6 +14,7 @@ from d3llm_trt.runtime.buckets import Buckets, batch_sizes, token_sizes
 from d3llm_trt.runtime.decoding.device_step import Bucket, run_bucket
 from d3llm_trt.runtime.decoding.state import DecodingState, Progress
 from d3llm_trt.runtime.engines.base import Engine
+from d3llm_trt.runtime.measured_sizes import sizes_for
 
 Policy = Literal["all", "largest", "off"]
 BLACKWELL = (10, 0)
@@ -153,6 +154,6 @@ def graph_runner(engine: Engine, state: DecodingState, cuda_graphs: str | None) 
     if not spec.graph_capturable:
         return None
     policy = choose_policy(cuda_graphs, torch.cuda.get_device_capability(spec.device))
-    tokens = token_sizes(spec.max_num_tokens)
+    tokens = sizes_for(engine, token_sizes(spec.max_num_tokens))
     buckets = Buckets(batch_sizes(spec.max_batch_size), tokens, largest_batch=policy == "largest")
     return GraphRunner(engine, state, buckets, enabled=policy != "off")

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from tiny_tokenizers import write_tokenizer
 
 from d3llm_trt.build import builder, engine_dir
-from d3llm_trt.build.builder import build_cached_engine, build_engine, cache_directory
+from d3llm_trt.build.builder import build_cached_engine, build_engine
 from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, CheckpointError, ConfigError, EngineError
 from d3llm_trt.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest, load_manifest, verify_files, write_manifest
+from d3llm_trt.paths import cache_directory
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("llada", "dream")
