@@ -9,10 +9,12 @@ import pytest
 from click.testing import CliRunner
 from engines import cpu_engine
 from golden_cases import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import CHECKPOINTS
 
 from d3llm_trt.cli import cli
-from d3llm_trt.runtime.bench.measure import measure
+from d3llm_trt.runtime.bench.measure import covered, measure
 from d3llm_trt.runtime.bench.simulated import SimulatedAcceptance
 from d3llm_trt.runtime.decoding.config import DecodingConfig
 from d3llm_trt.runtime.llm import LLM
@@ -75,3 +77,9 @@ def test_bad_input_is_refused(arguments: list[str], complaint: str, capsys: pyte
     result = CliRunner().invoke(cli, ["bench", *arguments])
     assert result.exit_code == 2
     assert complaint in result.stderr
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=12))
+def test_time_that_kernels_share_counts_once(kernels: list[tuple[int, int]]) -> None:
+    ranges = [(start, start + length) for start, length in kernels]
+    assert covered(ranges) == len({moment for start, end in ranges for moment in range(start, end)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -65,11 +65,22 @@ def measure(llm: LLM, batch_size: int, input_len: int, params: SamplingParams, r
 def kernel_seconds(llm: LLM, batch_size: int, input_len: int, params: SamplingParams) -> dict[str, float]:
     """Seconds that the GPU spends in each class of kernels while one batch is answered."""
     prompts = _prompts(llm, batch_size, input_len)
-    return profiled(lambda: _answer(llm, prompts, params))
+    return profiled(lambda: _answer(llm, prompts, params)).by_class
 
 
-def profiled(run: Callable[[], object]) -> dict[str, float]:
-    """Seconds that the GPU spends in each class of kernels during ``run``, the largest first."""
+@dataclass(frozen=True)
+class GpuTime:
+    """Seconds of the GPU: by class of kernels, the largest first, and those in which any kernel ran.
+
+    Kernels overlap where one starts before the one before it has ended, so the classes may add up to more.
+    """
+
+    by_class: dict[str, float]
+    busy: float
+
+
+def profiled(run: Callable[[], object]) -> GpuTime:
+    """What the GPU does during ``run``."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
         torch.cuda.synchronize()
@@ -77,7 +88,18 @@ def profiled(run: Callable[[], object]) -> dict[str, float]:
     for event in profile.key_averages():
         kind = _class_of(event.key)
         seconds[kind] = seconds.get(kind, 0.0) + event.self_device_time_total / 1e6
-    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+    ranges = [event.time_range for event in profile.events() if event.device_type.name == "CUDA"]
+    busy = covered((kernel.start, kernel.end) for kernel in ranges) / 1e6
+    return GpuTime(dict(sorted(seconds.items(), key=lambda item: -item[1])), busy)
+
+
+def covered(ranges: Iterable[tuple[float, float]]) -> float:
+    """How much of a line the ranges cover together."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(ranges):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _class_of(kernel: str) -> str:
