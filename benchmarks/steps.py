@@ -3,8 +3,8 @@
 ``python benchmarks/steps.py --output benchmarks/results/steps.json``
 
 A step is everything: windows, forward pass, head on the candidates, select, commit. Its time is wall time, host
-included; ``busy`` is that in which a kernel runs, ``products`` that of the matrix products alone. ``steps`` and ``answers``
-are in bfloat16; the same of engines in FP8 is under ``fp8``, where the GPU has it.
+included; ``busy`` is that in which a kernel runs, ``products`` that of the matrix products alone. ``steps`` and
+``answers`` are in bfloat16; the same of engines in FP8 is under ``fp8``, where the GPU has it.
 """
 
 from __future__ import annotations

@@ -8,10 +8,8 @@ picks the same buckets, and so gets the same tokens.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -33,22 +31,25 @@ Seconds = dict[int, float]
 MOST_MEASURED = 1024
 # Less than this is noise.
 LEAST_GAIN = 0.02
+# Rows: products differ by tiles of up to twice as many, and a wrong measurement can then do no great harm.
+MOST_PADDING = 64
 # A layer of fewer bytes stays in the GPU's cache, and takes as long as its launches.
 LEAST_LAYER_BYTES = 64 << 20
 FOLDER = "measured_sizes"
-_TIMED, _WARM_UP = 7, 100
+_WARM_UP, _REPEATS, _ROUNDS = 100, 3, 5
 _LOG = logging.getLogger(__name__)
 
 
 def worthwhile_sizes(sizes: Sequence[int], seconds: Mapping[int, float]) -> tuple[int, ...]:
-    """``sizes``, ascending, without those that a larger one beats; what was not measured stays."""
-    kept, fastest_above = [], float("inf")
+    """``sizes``, ascending, without those beaten by one of up to MOST_PADDING rows more.
+
+    What was not measured stays.
+    """
+    kept: list[int] = []
     for size in reversed(sizes):
-        taken = seconds.get(size, 0.0)
-        if taken * (1 - LEAST_GAIN) <= fastest_above:
+        near = (seconds[larger] for larger in kept if larger <= size + MOST_PADDING and larger in seconds)
+        if size not in seconds or seconds[size] * (1 - LEAST_GAIN) <= min(near, default=float("inf")):
             kept.append(size)
-        if size in seconds:
-            fastest_above = min(fastest_above, taken)
     return tuple(reversed(kept))
 
 
@@ -65,13 +66,17 @@ def measured_sizes(
     """The worthwhile ones of ``sizes``; ``measure`` times those that are not in the cache directory yet.
 
     ``layer`` says what their time depends on. A file that cannot be read is measured anew, and one that cannot be
-    written costs that time at each start, with a warning.
+    written costs that time at each start, with a warning. Where measuring fails all sizes stay, with a warning too.
     """
     path = _path(layer)
     known = {} if path is None else _read(path)
     missing = [size for size in sizes if size <= MOST_MEASURED and size not in known]
     if missing:
-        known |= measure(missing)
+        try:
+            known |= measure(missing)
+        except RuntimeError as error:  # of CUDA, memory that is short for one
+            _LOG.warning("the speed of batch sizes could not be measured: %s", error)
+            return tuple(sizes)
         _keep(path, layer, known)
     return worthwhile_sizes(sizes, known)
 
@@ -97,26 +102,33 @@ def _layer_facts(spec: EngineSpec) -> dict[str, Any]:
 
 
 def _product_seconds(engine: MeasurableEngine, device: torch.device, sizes: Sequence[int]) -> Seconds:
-    """Median seconds of one layer's products by number of rows, on the device's current stream."""
-    largest = max(sizes)
+    """Least seconds of one layer's products by number of rows: whatever else the GPU or the host does only adds."""
     with torch.cuda.device(device):
         for _ in range(_WARM_UP):  # the clocks rise
-            engine.run_products(largest)
-        return {size: _median_seconds(engine, size, largest) for size in sorted(sizes, reverse=True)}
+            engine.run_products(max(sizes))
+        # Graphs, because a slow host takes longer to launch products than the GPU to run them.
+        pool = torch.cuda.graph_pool_handle()
+        graphs = {size: _captured(engine, size, pool) for size in sorted(sizes, reverse=True)}
+        rounds = [{size: _seconds_of(graph) for size, graph in graphs.items()} for _ in range(_ROUNDS)]
+    return {size: min(taken[size] for taken in rounds) for size in sizes}
 
 
-def _median_seconds(engine: MeasurableEngine, size: int, largest: int) -> float:
+def _captured(engine: MeasurableEngine, size: int, pool: Any) -> torch.cuda.CUDAGraph:
     engine.run_products(size)
-    for _ in range(4):  # the host gets ahead, so that the GPU does not wait between the products that are timed
-        engine.run_products(largest)
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(_TIMED + 1)]  # type: ignore[no-untyped-call]
-    marks[0].record()
-    for mark in marks[1:]:
-        engine.run_products(size)
-        mark.record()
-    marks[-1].synchronize()
-    times: list[float] = [start.elapsed_time(end) for start, end in itertools.pairwise(marks)]
-    return statistics.median(times) / 1e3
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        for _ in range(_REPEATS):
+            engine.run_products(size)
+    return graph
+
+
+def _seconds_of(graph: torch.cuda.CUDAGraph) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / _REPEATS
 
 
 def _path(layer: Mapping[str, Any]) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ def test_a_checkpoint_that_will_not_fit_is_not_built(tmp_path: Path, monkeypatch
 
 @pytest.mark.gpu
 def test_a_gpu_in_use_refuses_before_weights_are_read(engine: Path) -> None:
+    gc.collect()
+    torch.cuda.empty_cache()  # what earlier tests left counts as free
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(free - (650 << 20), dtype=torch.uint8, device="cuda")
     with pytest.raises(EngineError, match=r"max_batch_size 64 .* free; max_batch_size up to"):
