@@ -3,8 +3,9 @@
 ``python benchmarks/steps.py --output benchmarks/results/steps.json``
 
 A step is everything: windows, forward pass, head on the candidates, select, commit. Its time is wall time, host
-included; ``busy`` is that in which a kernel runs, ``products`` that of the matrix products alone. ``steps`` and
-``answers`` are in bfloat16; the same of engines in FP8 is under ``fp8``, where the GPU has it.
+included, and ``graph`` that of its CUDA graph on the GPU. From a profile, which slows the GPU down a little: ``busy``
+is the time in which a kernel runs, ``products`` that of the matrix products alone. ``steps`` and ``answers`` are in
+bfloat16; the same of engines in FP8 is under ``fp8``, where the GPU has it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,20 +70,42 @@ def step_times(engine: Engine, case: Case) -> dict[str, object]:
     for _ in range(SETTLED):
         decoder.step(slots)
     times = []
-    for _ in range(TIMED):
-        start = time.perf_counter()
-        reports = decoder.step(slots)
-        times.append(time.perf_counter() - start)
+    with timed_replays() as replays:
+        for _ in range(TIMED):
+            start = time.perf_counter()
+            reports = decoder.step(slots)
+            times.append(time.perf_counter() - start)
     spent = profiled(lambda: _steps(decoder, slots, PROFILED))
     kinds = {kind: seconds / PROFILED * 1e3 for kind, seconds in spent.by_class.items()}
     return {
         "milliseconds": statistics.median(times) * 1e3,
+        "graph": statistics.median(start.elapsed_time(end) for start, end in replays),
         "target_ms_h200": case.fp8_target_ms if engine.spec.quantization else case.target_ms,
         "busy": spent.busy / PROFILED * 1e3,
         "products": kinds.get("matrix products", 0.0),
         "kernels": kinds,
         "window_tokens": sum(report.window_tokens for report in reports),
     }
+
+
+@contextmanager
+def timed_replays() -> Iterator[list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
+    """Marks on the stream before and after every replay of a CUDA graph."""
+    replays: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    replay = torch.cuda.CUDAGraph.replay
+
+    def timed(graph: torch.cuda.CUDAGraph) -> None:
+        marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        marks[0].record()
+        replay(graph)
+        marks[1].record()
+        replays.append(marks)
+
+    torch.cuda.CUDAGraph.replay = timed
+    try:
+        yield replays
+    finally:
+        torch.cuda.CUDAGraph.replay = replay
 
 
 def _steps(decoder: Decoder, slots: Sequence[int], count: int) -> None:

@@ -34,7 +34,7 @@ class AttentionParams(Params):
 
     _fields_ = [
         ("struct_size", c_size_t),
-        *_pointers("qkv kv_cache out positions cu_window kv_lengths slots cos sin"),
+        *_pointers("qkv kv_cache out positions cu_window kv_lengths slots cos sin out_scale"),
         *_sizes("tokens batch num_slots max_seq_len"),
         *_codes("num_heads num_kv_heads head_dim dtype"),
     ]
@@ -121,17 +121,6 @@ class SiluMulParams(Params):
     ]
 
 
-class QuantizeFp8Params(Params):
-    """``d3llm_quantize_fp8_params``."""
-
-    _fields_ = [
-        ("struct_size", c_size_t),
-        *_pointers("x out scale"),
-        *_sizes("count"),
-        *_codes("dtype"),
-    ]
-
-
 # By the name of the launcher without its prefix, as in ``d3llm_write_kv``.
 LAUNCHERS: dict[str, type[Params]] = {
     "write_kv": AttentionParams,
@@ -142,5 +131,4 @@ LAUNCHERS: dict[str, type[Params]] = {
     "commit": CommitParams,
     "rms_norm": RmsNormParams,
     "silu_mul": SiluMulParams,
-    "quantize_fp8": QuantizeFp8Params,
 }

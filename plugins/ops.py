@@ -16,7 +16,6 @@ from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins import library, reference
 from d3llm_trt.plugins.c_structs import (
     AttentionParams,
-    QuantizeFp8Params,
     RmsNormParams,
     SelectParams,
     SiluMulParams,
@@ -31,7 +30,7 @@ _new_library: Any = torch.library.Library  # torch does not type it
 _library = _new_library("d3llm", "FRAGMENT")
 _library.define(
     "window_attention(Tensor qkv, Tensor(a!) kv_cache, Tensor positions, Tensor cu_window, Tensor kv_lengths, "
-    "Tensor slots, Tensor cos, Tensor sin) -> Tensor"
+    "Tensor slots, Tensor cos, Tensor sin, Tensor? out_scale=None) -> Tensor"
 )
 _library.define(
     "select(Tensor logits, int mask_id, Tensor entropy_eps, Tensor? temperature=None, Tensor? seed=None, "
@@ -42,16 +41,13 @@ _library.define(
     "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)"
 )
 _library.define("silu_mul(Tensor gate_up, Tensor? out_scale=None) -> Tensor")
-_library.define("quantize_fp8(Tensor x, Tensor scale) -> Tensor")
 
-# What to call: as the functions of the same name in reference.py; select takes the fields of SampleKeys, and
-# quantize_fp8 is to_fp8.
+# What to call: as the functions of the same name in reference.py; select takes the fields of SampleKeys.
 window_attention = torch.ops.d3llm.window_attention.default
 select = torch.ops.d3llm.select.default
 rms_norm = torch.ops.d3llm.rms_norm.default
 add_rms_norm = torch.ops.d3llm.add_rms_norm.default
 silu_mul = torch.ops.d3llm.silu_mul.default
-quantize_fp8 = torch.ops.d3llm.quantize_fp8.default
 
 
 def is_compiled(op: str, dtype: torch.dtype, width: int = 0) -> bool:
@@ -82,6 +78,7 @@ def attention_params(
     cos: Tensor,
     sin: Tensor,
     out: Tensor,
+    out_scale: Tensor | None = None,
 ) -> AttentionParams:
     """The C struct over these tensors, which must outlive its use. Raises PluginError on a tensor that does not fit."""
     (num_slots, _, kv_heads, max_seq_len, head_dim), tokens, batch = kv_cache.shape, len(qkv), len(slots)
@@ -94,13 +91,14 @@ def attention_params(
     return AttentionParams(
         qkv=pointer("qkv", qkv, qkv.dtype, tokens, (heads + 2 * kv_heads) * head_dim),
         kv_cache=pointer("kv_cache", kv_cache, qkv.dtype, num_slots, 2, kv_heads, max_seq_len, head_dim),
-        out=pointer("out", out, qkv.dtype, tokens, heads * head_dim),
+        out=pointer("out", out, _out_dtype(qkv, out_scale), tokens, heads * head_dim),
         positions=pointer("positions", positions, torch.int64, tokens),
         cu_window=pointer("cu_window", cu_window, torch.int64, batch + 1),
         kv_lengths=pointer("kv_lengths", kv_lengths, torch.int64, batch),
         slots=pointer("slots", slots, torch.int64, batch),
         cos=pointer("cos", cos[:max_seq_len], torch.float32, *table),
         sin=pointer("sin", sin[:max_seq_len], torch.float32, *table),
+        out_scale=_scale_pointer("window_attention", out_scale, qkv.device),
         tokens=tokens,
         batch=batch,
         num_slots=num_slots,
@@ -112,8 +110,19 @@ def attention_params(
     )
 
 
-def _new_attended(qkv: Tensor, kv_cache: Tensor, *_: Tensor) -> Tensor:
-    return qkv.new_empty(len(qkv), qkv.shape[1] - 2 * kv_cache.shape[2] * kv_cache.shape[4])
+def _new_attended(
+    qkv: Tensor,
+    kv_cache: Tensor,
+    positions: Tensor,
+    cu_window: Tensor,
+    kv_lengths: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    out_scale: Tensor | None = None,
+) -> Tensor:
+    width = qkv.shape[1] - 2 * kv_cache.shape[2] * kv_cache.shape[4]
+    return qkv.new_empty(len(qkv), width, dtype=_out_dtype(qkv, out_scale))
 
 
 def _window_attention_cuda(
@@ -125,14 +134,15 @@ def _window_attention_cuda(
     slots: Tensor,
     cos: Tensor,
     sin: Tensor,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     layout = (positions, cu_window, kv_lengths, slots, cos, sin)
     if not is_compiled("window_attention", qkv.dtype, kv_cache.shape[4]):
-        return reference.window_attention(qkv, kv_cache, *layout)
-    qkv, out = qkv.contiguous(), _new_attended(qkv, kv_cache)
+        return reference.window_attention(qkv, kv_cache, *layout, out_scale)
+    qkv, out = qkv.contiguous(), _new_attended(qkv, kv_cache, *layout, out_scale)
     if len(slots) == 0:
         return out.zero_()
-    launch("window_attention", attention_params(qkv, kv_cache, *layout, out), qkv.device)
+    launch("window_attention", attention_params(qkv, kv_cache, *layout, out, out_scale), qkv.device)
     return out
 
 
@@ -221,11 +231,9 @@ def _out_dtype(x: Tensor, out_scale: Tensor | None) -> torch.dtype:
 
 
 def _scale_pointer(name: str, out_scale: Tensor | None, device: torch.device) -> int | None:
-    return None if out_scale is None else _scalar_pointer(f"{name}: out_scale", out_scale, device)
-
-
-def _scalar_pointer(name: str, scalar: Tensor, device: torch.device) -> int:
-    return address(name, scalar.view(-1), torch.float32, (1,), device)
+    if out_scale is None:
+        return None
+    return address(f"{name}: out_scale", out_scale.view(-1), torch.float32, (1,), device)
 
 
 def _norm(
@@ -287,32 +295,12 @@ def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
     return out
 
 
-def _new_quantized(x: Tensor, scale: Tensor) -> Tensor:
-    return torch.empty_like(x, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format)
-
-
-def _quantize_fp8_cuda(x: Tensor, scale: Tensor) -> Tensor:
-    if not is_compiled("quantize_fp8", x.dtype):
-        return reference.to_fp8(x, scale)
-    x, out = x.contiguous(), _new_quantized(x, scale)
-    params = QuantizeFp8Params(
-        x=x.data_ptr(),
-        out=out.data_ptr(),
-        scale=_scalar_pointer("quantize_fp8: scale", scale, x.device),
-        count=x.numel(),
-        dtype=dtype_code(x.dtype),
-    )
-    launch("quantize_fp8", params, x.device)
-    return out
-
-
 for _name, _cpu, _cuda, _meta in (
     ("window_attention", reference.window_attention, _window_attention_cuda, _new_attended),
     ("select", _select_cpu, _select_cuda, _new_selected),
     ("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed),
     ("add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added),
     ("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated),
-    ("quantize_fp8", reference.to_fp8, _quantize_fp8_cuda, _new_quantized),
 ):
     _library.impl(_name, _cpu, "CPU")
     _library.impl(_name, _cuda, "CUDA")

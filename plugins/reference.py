@@ -25,6 +25,7 @@ def window_attention(
     slots: Tensor,
     cos: Tensor,
     sin: Tensor,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     """RoPE, K/V of packed windows into the cache, and attention to it without a causal mask: ``[T, heads * d]``.
 
@@ -34,6 +35,7 @@ def window_attention(
         positions: absolute ones, ``[T]``.
         kv_lengths: of the cache rows that each window attends to, ``[B]``; ``slots[B]`` is where its request lives.
         cos, sin: ``[max_seq, d / 2]`` in float32.
+        out_scale: of an output in FP8.
 
     Rows behind the last window come out as zeros. Reads the window layout on the host.
     """
@@ -52,7 +54,7 @@ def window_attention(
             q[rows].transpose(0, 1)[None], keys, values, enable_gqa=kv_heads != heads
         )
         out[rows] = attended[0].transpose(0, 1)
-    return out.reshape(len(qkv), heads * head_dim)
+    return _scaled(out.reshape(len(qkv), heads * head_dim), out_scale)
 
 
 def _windows(cu_window: Tensor, kv_lengths: Tensor, slots: Tensor) -> Iterator[tuple[slice, int, int]]:

@@ -341,22 +341,27 @@ def test_fp8_is_the_rounded_result_in_units_of_the_scale(scale: float, width: in
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("shape", [(0, 16), (1, 1), (3, 333), (1, 8), (376, 4096), (7, 3584)])
-def test_quantize_fp8_is_to_fp8(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    x = (torch.randn(shape, device="cuda") * 100).to(dtype)
-    if x.numel() > 1000:
-        x.view(-1)[:5] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-7, -0.0], device="cuda")
-    views = [x, x.t()] if x.numel() else [x]
-    if x.numel() > 1:
-        views.append(x.view(-1)[1:])
-    for scale in (0.02, 1.0, 0.37):
-        factor = torch.tensor(scale, device="cuda")
-        for view in views:
-            with poisoned_outputs():
-                found = ops.quantize_fp8(view, factor)
-            assert found.shape == view.shape and found.is_contiguous()
-            wanted = reference.to_fp8(view, factor).contiguous()
-            assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+@pytest.mark.parametrize("scale", [0.02, 1.0, 0.37])
+def test_fp8_of_any_number(scale: float, dtype: torch.dtype) -> None:
+    up = (torch.randn(9, 512, device="cuda") * 100).to(dtype)
+    up[0, :6] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-7, 0.0, -0.0], device="cuda")
+    factor = torch.tensor(scale, device="cuda")
+    for gates in (torch.ones_like(up), torch.randn_like(up) * 50):
+        x = torch.cat((gates, up), 1)
+        wanted = reference.to_fp8(ops.silu_mul(x), factor)
+        assert torch.equal(ops.silu_mul(x, factor).view(torch.uint8), wanted.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("dim", [32, 64, 128])
+def test_attention_gives_fp8(dim: int, dtype: torch.dtype) -> None:
+    for scale in (0.02, 1e-3):
+        batch = Batch.of([Window.any(300) for _ in range(4)] + [Window.whole(130)], 14, 2, dim, dtype, padding=40)
+        factor, given = torch.tensor(scale, device="cuda"), list(batch.given.values())
+        with poisoned_outputs():
+            small, plain = ops.window_attention(*given, factor), ops.window_attention(*given)
+        assert small.dtype == torch.float8_e4m3fn and not small[batch.rows :].float().any()
+        assert torch.equal(small.view(torch.uint8), reference.to_fp8(plain, factor).view(torch.uint8))
 
 
 def test_rows_that_are_not_aligned() -> None:

@@ -105,7 +105,6 @@ CALLS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "add_rms_norm": lambda: (ops.add_rms_norm, (torch.randn(3, 16), torch.randn(3, 16), torch.ones(16), 1e-5)),
     "silu_mul": lambda: (ops.silu_mul, (torch.randn(3, 16),)),
     "silu_mul fp8": lambda: (ops.silu_mul, (torch.randn(3, 16), torch.tensor(0.1))),
-    "quantize_fp8": lambda: (ops.quantize_fp8, (torch.randn(3, 16), torch.tensor(0.1))),
 }
 
 
@@ -187,7 +186,6 @@ KINDS: dict[str, tuple[str, type[c_structs.Params]]] = {
     "select": ("select", c_structs.SelectParams),
     "rms_norm": ("rms_norm", c_structs.RmsNormParams),
     "silu_mul": ("silu_mul", c_structs.SiluMulParams),
-    "quantize_fp8": ("quantize_fp8", c_structs.QuantizeFp8Params),
 }
 OPTIONAL = ("temperature", "seed", "position", "number", "residual", "sum_out", "out_scale")
 SIZES = {
@@ -195,10 +193,9 @@ SIZES = {
     "select": {"rows": 2, "vocab_size": 10, "row_stride": 10, "mask_id": 3},
     "rms_norm": {"rows": 2, "hidden_size": 64, "eps": 1e-5, "out_dtype": 2},
     "silu_mul": {"rows": 2, "intermediate_size": 64, "out_dtype": 2},
-    "quantize_fp8": {"count": 128},
 }
 SIZES["attention"]["head_dim"] = 64
-AMOUNTS = {"attention": "tokens", "quantize_fp8": "count"}  # what there is nothing to do without; else "rows"
+AMOUNTS = {"attention": "tokens"}  # what there is nothing to do without; else "rows"
 
 
 def pointers(kind: str) -> list[str]:
@@ -219,6 +216,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("attention", {"dtype": 0}, "dtype is 0; allowed: 1"),
     ("attention", {"tokens": -1}, "tokens is -1"),
     ("attention", {"out": SOMEWHERE + 8}, "out is not aligned to 16 bytes"),
+    ("attention", {"out_scale": SOMEWHERE + 2}, "out_scale is not aligned to 4 bytes"),
     ("select", {"rows": -1}, "rows is -1; allowed: 0 to"),
     ("select", {"vocab_size": 1}, "vocab_size is 1; allowed: 2 to"),
     ("select", {"row_stride": 9}, "row_stride is 9; allowed: 10 to"),
@@ -237,10 +235,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("rms_norm", {"residual": SOMEWHERE + 1}, "residual is not aligned to 2 bytes"),
     ("silu_mul", {"intermediate_size": 0}, "intermediate_size is 0; allowed: 1 to"),
     ("silu_mul", {"out_dtype": 3}, "out_scale is NULL"),
-    ("quantize_fp8", {"count": -1}, "count is -1; allowed: 0 to"),
-    ("quantize_fp8", {"dtype": 0}, "dtype is 0; allowed: 1"),
-    ("quantize_fp8", {"x": SOMEWHERE + 1}, "x is not aligned to 2 bytes"),
-    ("quantize_fp8", {"scale": SOMEWHERE + 2}, "scale is not aligned to 4 bytes"),
 ]
 
 
@@ -253,7 +247,7 @@ def test_the_library_names_what_it_refuses(
 
 
 def test_the_library_refuses_no_params(compiled: library.Library) -> None:
-    for name in ("window_attention", "write_kv", "attend", "select", "rms_norm", "silu_mul", "quantize_fp8"):
+    for name in ("window_attention", "write_kv", "attend", "select", "rms_norm", "silu_mul"):
         assert compiled.launchers[name](None, None) == c_structs.INVALID_ARGUMENT
         assert compiled.last_error().endswith(b"params is NULL")
 

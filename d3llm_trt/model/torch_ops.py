@@ -97,8 +97,6 @@ class TorchOps:
         if weight_scale is None:
             return F.linear(x, weight, bias)
         x_scale = self._weights[f"{name}.input_scale"]
-        if x.dtype != weight.dtype:
-            x = ops.quantize_fp8(x, x_scale)
         return fp8_linear(x, weight, x_scale, weight_scale, bias, self._kv_cache.dtype)
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
@@ -129,8 +127,9 @@ class TorchOps:
     def attention(self, name: str, layer: int, qkv: Tensor) -> Tensor:
         at = self._windows
         attended: Tensor = ops.window_attention(
-            qkv, self._kv_cache[layer], at.positions, at.cu_window, at.kv_lengths, at.slots, self._cos, self._sin
-        )
+            qkv, self._kv_cache[layer], at.positions, at.cu_window, at.kv_lengths, at.slots, self._cos, self._sin,
+            self._scale_after(name),
+        )  # fmt: skip
         return attended
 
     def gated_mlp(self, name: str, gate_up: Tensor) -> Tensor:
@@ -157,7 +156,12 @@ def _norms_after_sums(config: ModelConfig) -> dict[str, str]:
 
 @functools.cache
 def _linear_layers_after(config: ModelConfig) -> dict[str, str]:
-    """Name of the linear layer that alone takes the result of each norm and gated MLP of the blocks."""
-    pairs = (("attention_norm", "attention.qkv"), ("mlp_norm", "mlp.gate_up"), ("mlp", "mlp.down"))
+    """Name of the linear layer that alone takes the result of each norm, attention and gated MLP of the blocks."""
+    pairs = (
+        ("attention_norm", "attention.qkv"),
+        ("attention", "attention.output"),
+        ("mlp_norm", "mlp.gate_up"),
+        ("mlp", "mlp.down"),
+    )
     layers = [f"layers.{layer}" for layer in range(config.num_layers)]
     return {f"{layer}.{name}": f"{layer}.{linear}" for layer in layers for name, linear in pairs}

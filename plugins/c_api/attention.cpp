@@ -12,6 +12,7 @@ d3llm_status check_arrays(const d3llm_attention_params& p) {
                                       {"out", p.out, 16},
                                       {"cos", p.cos, 16},
                                       {"sin", p.sin, 16},
+                                      {"out_scale", p.out_scale, 4, false},
                                       {"positions", p.positions, 8},
                                       {"cu_window", p.cu_window, 8},
                                       {"kv_lengths", p.kv_lengths, 8},

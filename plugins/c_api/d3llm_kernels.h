@@ -45,7 +45,8 @@ D3LLM_API const char* d3llm_last_error(void);
  *   positions  [tokens]    cu_window [batch + 1]    kv_lengths, slots [batch]    cos, sin [max_seq_len, head_dim / 2]
  *
  * dtype (of qkv, kv_cache and out) is float16 or bfloat16; head_dim is 32, 64 or 128; num_heads is a multiple of
- * num_kv_heads; all arrays are contiguous; qkv, kv_cache, out, cos and sin are aligned to 16 bytes.
+ * num_kv_heads; all arrays are contiguous; qkv, kv_cache, out, cos and sin are aligned to 16 bytes. Where out_scale is
+ * set, out is float8_e4m3 instead: what it would be in dtype, over *out_scale.
  */
 typedef struct d3llm_attention_params {
   size_t struct_size;
@@ -58,6 +59,7 @@ typedef struct d3llm_attention_params {
   const int64_t* slots;
   const float* cos;
   const float* sin;
+  const float* out_scale;
   int64_t tokens;
   int64_t batch;
   int64_t num_slots;
@@ -254,20 +256,6 @@ typedef struct d3llm_silu_mul_params {
 } d3llm_silu_mul_params;
 
 D3LLM_API d3llm_status d3llm_silu_mul(const d3llm_silu_mul_params* params, void* stream);
-
-/* out = x / *scale of count values, rounded to the nearest FP8 number (float8_e4m3) and saturated; dtype is float16 or
- * bfloat16.
- */
-typedef struct d3llm_quantize_fp8_params {
-  size_t struct_size;
-  const void* x;
-  void* out;
-  const float* scale;
-  int64_t count;
-  int32_t dtype; /* of x */
-} d3llm_quantize_fp8_params;
-
-D3LLM_API d3llm_status d3llm_quantize_fp8(const d3llm_quantize_fp8_params* params, void* stream);
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,6 @@ namespace d3llm {
 namespace {
 
 constexpr int64_t kMostIntermediate = 1 << 23;
-constexpr int64_t kMostValues = int64_t{1} << 38;
 
 d3llm_status check_dtype(const char* launcher, int32_t dtype) {
   if (dtype == D3LLM_FLOAT16 || dtype == D3LLM_BFLOAT16) return D3LLM_SUCCESS;
@@ -61,17 +60,6 @@ d3llm_status check(const d3llm_silu_mul_params* params) {
   return check_output(kName, p);
 }
 
-d3llm_status check(const d3llm_quantize_fp8_params* params) {
-  constexpr const char* kName = "quantize_fp8";
-  if (auto status = check_struct(kName, params)) return status;
-  const d3llm_quantize_fp8_params& p = *params;
-  if (auto status = check_size(kName, "count", p.count, 0, kMostValues)) return status;
-  if (auto status = check_dtype(kName, p.dtype)) return status;
-  if (p.count == 0) return D3LLM_SUCCESS;
-  const NamedPointer pointers[] = {{"x", p.x, 2}, {"out", p.out, 1}, {"scale", p.scale, 4}};
-  return check_pointers(kName, pointers);
-}
-
 }  // namespace
 }  // namespace d3llm
 
@@ -85,10 +73,4 @@ extern "C" d3llm_status d3llm_silu_mul(const d3llm_silu_mul_params* params, void
   if (auto status = d3llm::check(params)) return status;
   if (params->rows == 0) return D3LLM_SUCCESS;
   return d3llm::from_cuda("silu_mul", d3llm::launch_silu_mul(*params, static_cast<cudaStream_t>(stream)));
-}
-
-extern "C" d3llm_status d3llm_quantize_fp8(const d3llm_quantize_fp8_params* params, void* stream) {
-  if (auto status = d3llm::check(params)) return status;
-  if (params->count == 0) return D3LLM_SUCCESS;
-  return d3llm::from_cuda("quantize_fp8", d3llm::launch_quantize_fp8(*params, static_cast<cudaStream_t>(stream)));
 }

@@ -9,6 +9,7 @@
 
 #include "attention_tile.cuh"
 #include "d3llm_kernels.h"
+#include "fp8.cuh"
 #include "launch.cuh"
 #include "numeric.cuh"
 
@@ -220,6 +221,14 @@ __device__ __forceinline__ float inverse_of_total(float sum) {
   return sum == 0.0f ? 0.0f : 1.0f / sum;
 }
 
+// 8 values that lie in one register each two, as FP8.
+template <typename T>
+__device__ __forceinline__ uint2 to_fp8(const uint4& values, const Unit& unit) {
+  const float2 a = unpack<T>(values.x), b = unpack<T>(values.y), c = unpack<T>(values.z), d = unpack<T>(values.w);
+  return {unit.pair(a.x, a.y) | static_cast<uint32_t>(unit.pair(b.x, b.y)) << 16,
+          unit.pair(c.x, c.y) | static_cast<uint32_t>(unit.pair(d.x, d.y)) << 16};
+}
+
 // Each warp its own 16 rows, through shared memory so that whole rows are written.
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void store_outputs(uint32_t staging, const d3llm_attention_params& params,
@@ -234,14 +243,20 @@ __device__ __forceinline__ void store_outputs(uint32_t staging, const d3llm_atte
                  "r"(pack<T>(outputs[pair * 2], outputs[pair * 2 + 1]))
                  : "memory");
   }
+  const Unit unit(params.out_scale);  // behind the outputs, whose registers it takes
   __syncwarp();
 #pragma unroll
   for (int step = 0; step < 16 * kChunks / 32; ++step) {
     const int index = lane + step * 32, row = top + index / kChunks, chunk = index % kChunks;
     if (tile.first_row + row >= tile.end_row) continue;
-    T* target =
-        static_cast<T*>(params.out) + (static_cast<int64_t>(tile.first_row + row) * params.num_heads + head) * kHeadDim;
-    *reinterpret_cast<uint4*>(target + chunk * 8) = load_shared(staging + Layout::offset(row, chunk));
+    const int64_t first = static_cast<int64_t>(tile.first_row + row) * params.num_heads + head;
+    const int64_t place = first * kHeadDim + chunk * 8;
+    const uint4 values = load_shared(staging + Layout::offset(row, chunk));
+    if (unit.exists) {
+      *reinterpret_cast<uint2*>(static_cast<uint8_t*>(params.out) + place) = to_fp8<T>(values, unit);
+    } else {
+      *reinterpret_cast<uint4*>(static_cast<T*>(params.out) + place) = values;
+    }
   }
 }
 

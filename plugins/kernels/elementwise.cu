@@ -1,11 +1,9 @@
-// Residual + RMSNorm and SiLU x up, each rounded where the tensor code rounds, with FP8 output where asked for; and
-// the same FP8 of what another kernel gave.
-#include <cuda_fp8.h>
-
+// Residual + RMSNorm and SiLU x up, each rounded where the tensor code rounds, with FP8 output where asked for.
 #include <algorithm>
 #include <cstring>
 
 #include "kernels/elementwise.h"
+#include "kernels/fp8.cuh"
 #include "kernels/launch.cuh"
 #include "kernels/numeric.cuh"
 
@@ -65,41 +63,14 @@ __device__ __forceinline__ void store(void* data, int64_t offset, const float (&
   *reinterpret_cast<Pack<T, kWidth>*>(static_cast<T*>(data) + offset) = pack;
 }
 
-__device__ __forceinline__ float fast_inverse(float x) {
-  float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
-  return inverse;
-}
-
-// x / divisor, rounded as division rounds (Markstein), and without its branches. Signs of zeros are kept; what has no
-// remainder, as infinities have none, is the product.
-__device__ __forceinline__ float divide(float x, float divisor, float inverse) {
-  const float product = x * inverse;
-  const float corrected = fmaf(-fmaf(product, divisor, -x), inverse, product);
-  return isnan(corrected) ? product : corrected;
-}
-
-// The unit of FP8 numbers, or none. Made before the numbers are there, so that reading it costs no time of its own.
-struct Unit {
-  bool exists;
-  float scale, inverse;
-
-  __device__ __forceinline__ explicit Unit(const float* from)
-      : exists(from != nullptr), scale(exists ? *from : 1.f), inverse(fast_inverse(scale)) {
-    inverse = fmaf(inverse, fmaf(-scale, inverse, 1.f), inverse);
-  }
-  __device__ __forceinline__ float of(float x) const { return divide(x, scale, inverse); }
-};
-
 template <int kWidth>
 __device__ __forceinline__ void store_fp8(void* data, int64_t offset, const float (&x)[kWidth], const Unit& unit) {
   Pack<uint8_t, kWidth> pack;
 #pragma unroll
   for (int i = 0; i < kWidth; i += 2) {
-    const float2 pair = {unit.of(x[i]), i + 1 < kWidth ? unit.of(x[i + 1]) : 0.f};
-    const __nv_fp8x2_storage_t both = __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
-    pack.at[i] = static_cast<uint8_t>(both);
-    if (i + 1 < kWidth) pack.at[i + 1] = static_cast<uint8_t>(both >> 8);
+    const uint16_t pair = unit.pair(x[i], i + 1 < kWidth ? x[i + 1] : 0.f);
+    pack.at[i] = static_cast<uint8_t>(pair);
+    if (i + 1 < kWidth) pack.at[i + 1] = static_cast<uint8_t>(pair >> 8);
   }
   *reinterpret_cast<Pack<uint8_t, kWidth>*>(static_cast<uint8_t*>(data) + offset) = pack;
 }
@@ -202,17 +173,6 @@ __global__ void __launch_bounds__(256) silu_mul_kernel(const d3llm_silu_mul_para
   store_result<T, kWidth>(p.out, row * p.intermediate_size + column, gate, unit);
 }
 
-template <typename T, int kWidth>
-__global__ void __launch_bounds__(256) quantize_fp8_kernel(const d3llm_quantize_fp8_params p) {
-  const Unit unit(p.scale);
-  wait_for_previous_kernel();
-  const int64_t at = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
-  if (at >= p.count) return;
-  float x[kWidth];
-  to_floats<T>(x, read<T, kWidth>(p.x, at));
-  store_fp8<kWidth>(p.out, at, x, unit);
-}
-
 template <typename... Pointers>
 bool vectorizable(int64_t columns, Pointers... pointers) {
   return columns % kVector == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
@@ -254,19 +214,6 @@ cudaError_t silu_mul(const d3llm_silu_mul_params& params, cudaStream_t stream) {
   return silu_mul_width<T, 1>(params, stream);
 }
 
-template <typename T, int kWidth>
-cudaError_t quantize_fp8_width(const d3llm_quantize_fp8_params& params, cudaStream_t stream) {
-  constexpr int kThreads = 256;
-  const auto blocks = static_cast<unsigned>((params.count / kWidth + kThreads - 1) / kThreads);
-  return launch_kernel<quantize_fp8_kernel<T, kWidth>>(blocks, kThreads, 0, true, stream, params);
-}
-
-template <typename T>
-cudaError_t quantize_fp8(const d3llm_quantize_fp8_params& params, cudaStream_t stream) {
-  if (vectorizable(params.count, params.x, params.out)) return quantize_fp8_width<T, kVector>(params, stream);
-  return quantize_fp8_width<T, 1>(params, stream);
-}
-
 }  // namespace
 
 cudaError_t launch_rms_norm(const d3llm_rms_norm_params& params, cudaStream_t stream) {
@@ -275,11 +222,6 @@ cudaError_t launch_rms_norm(const d3llm_rms_norm_params& params, cudaStream_t st
 
 cudaError_t launch_silu_mul(const d3llm_silu_mul_params& params, cudaStream_t stream) {
   return params.dtype == D3LLM_FLOAT16 ? silu_mul<__half>(params, stream) : silu_mul<__nv_bfloat16>(params, stream);
-}
-
-cudaError_t launch_quantize_fp8(const d3llm_quantize_fp8_params& params, cudaStream_t stream) {
-  return params.dtype == D3LLM_FLOAT16 ? quantize_fp8<__half>(params, stream)
-                                       : quantize_fp8<__nv_bfloat16>(params, stream);
 }
 
 }  // namespace d3llm

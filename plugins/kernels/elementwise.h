@@ -13,6 +13,4 @@ cudaError_t launch_rms_norm(const d3llm_rms_norm_params& params, cudaStream_t st
 
 cudaError_t launch_silu_mul(const d3llm_silu_mul_params& params, cudaStream_t stream);
 
-cudaError_t launch_quantize_fp8(const d3llm_quantize_fp8_params& params, cudaStream_t stream);
-
 }  // namespace d3llm
