@@ -181,7 +181,7 @@ __device__ __forceinline__ void attend_to(const Shared<kHeadDim>& shared, const 
   arrive_once(shared.emptied(Buffers::kValuesOf, end - 1));
 }
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kFp8>
 __device__ __forceinline__ void attend_items(const Shared<kHeadDim>& shared, const d3llm_attention_params& params,
                                              const Items& items) {
   Item item = items.at(params, blockIdx.x);
@@ -203,7 +203,7 @@ __device__ __forceinline__ void attend_items(const Shared<kHeadDim>& shared, con
     }
     scale_rows(outputs, {inverse_of_total(softmax.sum[0]), inverse_of_total(softmax.sum[1])});
     meet_warpgroup();
-    store_outputs<T, kHeadDim>(shared.queries(), params, item.tile, item.head, outputs);
+    store_outputs<T, kHeadDim, kFp8>(shared.queries(), params, item.tile, item.head, outputs);
     done += item.steps();
     item = next;
   }
@@ -223,7 +223,7 @@ __device__ __forceinline__ void prepare_barriers(const Shared<kHeadDim>& shared)
 
 #endif
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_kernel(const d3llm_attention_params params, const __grid_constant__ CUtensorMap cache) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x < kQueryThreads + 32) feed_items(shared, params, cache, items);
   } else {
     set_registers<kQueryRegisters, true>();
-    attend_items<T, kHeadDim>(shared, params, items);
+    attend_items<T, kHeadDim, kFp8>(shared, params, items);
   }
 #endif
 }
@@ -279,8 +279,10 @@ cudaError_t launch_as(const d3llm_attention_params& params, bool overlapped, cud
   if (auto error = describe_cache(cache, params)) return error;
   const int64_t items = most_tiles(params) * params.num_heads;
   const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(items, count_multiprocessors())));
-  return launch_kernel<attend_kernel<T, kHeadDim>>(blocks, kThreads, Shared<kHeadDim>::kBytes, overlapped, stream,
-                                                   params, cache);
+  const auto launch = params.out_scale == nullptr
+                          ? launch_kernel<attend_kernel<T, kHeadDim, false>, d3llm_attention_params, CUtensorMap>
+                          : launch_kernel<attend_kernel<T, kHeadDim, true>, d3llm_attention_params, CUtensorMap>;
+  return launch(blocks, kThreads, Shared<kHeadDim>::kBytes, overlapped, stream, params, cache);
 }
 
 }  // namespace

@@ -194,7 +194,7 @@ __device__ __forceinline__ void attend_to(const Tiles<T, kHeadDim, kKeys>& tiles
   }
 }
 
-template <typename T, int kHeadDim, int kKeys>
+template <typename T, int kHeadDim, int kKeys, bool kFp8>
 __global__ void __launch_bounds__(kQueryThreads, 1) attend_kernel(const d3llm_attention_params params) {
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t buffers = shared_address(shared);
@@ -218,14 +218,17 @@ __global__ void __launch_bounds__(kQueryThreads, 1) attend_kernel(const d3llm_at
   }
   scale_rows(outputs, {inverse_of_total(softmax.sum[0]), inverse_of_total(softmax.sum[1])});
   // Nobody reads the buffers of the keys any more.
-  store_outputs<T, kHeadDim>(buffers, params, tile, head, outputs);
+  store_outputs<T, kHeadDim, kFp8>(buffers, params, tile, head, outputs);
 }
 
 template <typename T, int kHeadDim>
 cudaError_t launch_as(const d3llm_attention_params& params, bool overlapped, cudaStream_t stream) {
   constexpr int kKeys = 64, kShared = 4 * TileLayout<kHeadDim, kKeys>::kBytes;
   const dim3 blocks(static_cast<unsigned>(most_tiles(params)), params.num_heads);
-  return launch_kernel<attend_kernel<T, kHeadDim, kKeys>>(blocks, kQueryThreads, kShared, overlapped, stream, params);
+  const auto launch = params.out_scale == nullptr
+                          ? launch_kernel<attend_kernel<T, kHeadDim, kKeys, false>, d3llm_attention_params>
+                          : launch_kernel<attend_kernel<T, kHeadDim, kKeys, true>, d3llm_attention_params>;
+  return launch(blocks, kQueryThreads, kShared, overlapped, stream, params);
 }
 
 template <typename T>
