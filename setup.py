@@ -35,10 +35,10 @@ def has_nvcc() -> bool:
     return bool(named or list(pypi))
 
 
-def build_libraries(target: Path) -> None:
-    """Configure and build with CMake; the libraries go to ``target``."""
+def build_libraries() -> None:
+    """Configure and build with CMake."""
     folder = ROOT / "out" / "cmake-wheel"
-    options = [f"-DD3LLM_LIBRARY_DIR={target}", f"-DD3LLM_PYTHON={sys.executable}"]
+    options = [f"-DD3LLM_PYTHON={sys.executable}"]
     architectures = os.environ.get("D3LLM_CUDA_ARCHITECTURES")
     # Without a choice the default: CMake would keep those of the last build.
     options.append(f"-DD3LLM_CUDA_ARCHITECTURES={architectures}" if architectures else "-UD3LLM_CUDA_ARCHITECTURES")
@@ -50,14 +50,17 @@ def build_libraries(target: Path) -> None:
 
 
 class BuildWithLibraries(build_py):
-    """Python files, then the libraries beside them: in the wheel, or in the source tree for an editable install."""
+    """The libraries into plugins/lib of the source tree, where a clone finds them; from there they are packaged."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if wanted():
+            self.package_data = {**self.package_data, "d3llm_trt.plugins": ["lib/*.so"]}
 
     def run(self) -> None:
-        super().run()
-        staged = Path(self.build_lib).resolve() / "d3llm_trt" / "plugins" / "lib"
-        shutil.rmtree(staged, ignore_errors=True)  # an earlier build's
         if wanted():
-            build_libraries(ROOT / "plugins" / "lib" if self.editable_mode else staged)
+            build_libraries()
+        super().run()
 
 
 class Package(Distribution):

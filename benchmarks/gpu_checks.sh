@@ -15,11 +15,11 @@ shift
 mkdir -p "$out"
 plugin=plugins/lib/libd3llm_tensorrt.so
 # A few sizes of every kernel: the sanitizer is slow.
-few="test_commit.py::test_unknown_and_repeated_slots_on_a_gpu test_kernels_gpu.py::test_rows_that_are_not_aligned
-  test_kernels_gpu.py::test_select_of_odd_rows test_graphs_gpu.py::test_kernels_equal_the_tensor_code_for_one_request
-  test_kernels_gpu.py::test_silu_mul[100-torch.bfloat16] test_kernels_gpu.py::test_rms_norm_with_and_without_a_sum[100-torch.bfloat16]
-  test_kernels_gpu.py::test_attention_gives_fp8[128-torch.bfloat16]
-  test_kernels_gpu.py::test_attention_of_ragged_batches[7-128-torch.bfloat16]"
+few="tests/plugins/test_commit.py::test_unknown_and_repeated_slots_on_a_gpu tests/plugins/test_kernels_gpu.py::test_rows_that_are_not_aligned
+  tests/plugins/test_kernels_gpu.py::test_select_of_odd_rows tests/runtime/test_graphs_gpu.py::test_kernels_equal_the_tensor_code_for_one_request
+  tests/plugins/test_kernels_gpu.py::test_silu_mul[100-torch.bfloat16] tests/plugins/test_kernels_gpu.py::test_rms_norm_with_and_without_a_sum[100-torch.bfloat16]
+  tests/plugins/test_kernels_gpu.py::test_attention_gives_fp8[128-torch.bfloat16]
+  tests/plugins/test_kernels_gpu.py::test_attention_of_ragged_batches[7-128-torch.bfloat16]"
 
 run_tests() {
   "$python" -m pytest -q -m gpu tests
@@ -30,8 +30,8 @@ run_sanitizer() {
   for tool in memcheck racecheck; do
     compute-sanitizer --tool "$tool" --error-exitcode 9 "$host" "$plugin" --gpu
     # shellcheck disable=SC2086
-    (cd tests && compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 \
-      "$python" -m pytest -q -m gpu -p no:cacheprovider $few)
+    compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 \
+      "$python" -m pytest -q -m gpu -p no:cacheprovider $few
   done
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from d3llm_trt.palette import ANCHORS, hex_colour
+from d3llm_trt.cli.palette import ANCHORS, hex_colour
 
 ROOT = Path(__file__).parents[1]
 STEP = "LLaDA, batch 1, 376 tokens, 256 candidates"

@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 
 from d3llm_trt import LLM, DecodingConfig, SamplingParams
+from d3llm_trt.bench.measure import measure, profiled
+from d3llm_trt.bench.peers import peer_seconds
+from d3llm_trt.bench.random_engine import random_engine, random_weights
+from d3llm_trt.bench.simulated import SimulatedAcceptance
 from d3llm_trt.config import OLDEST_FOR
-from d3llm_trt.runtime.bench.measure import measure, profiled
-from d3llm_trt.runtime.bench.peers import peer_seconds
-from d3llm_trt.runtime.bench.random_engine import random_engine, random_weights
-from d3llm_trt.runtime.bench.simulated import SimulatedAcceptance
-from d3llm_trt.runtime.decoding.decoder import Decoder
+from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.engines.base import Engine
 
 PROMPT, ANSWER, RATE = 120, 256, 9.91

@@ -24,15 +24,14 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from tiny_models import CHECKPOINTS  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_traffic.alone import ROUNDING, compare  # noqa: E402
 from benchmarks.random_traffic.clients import Clients  # noqa: E402
 from benchmarks.random_traffic.ledger import SILENT_WITHIN, Ledger  # noqa: E402
 from benchmarks.random_traffic.memory import Sample, amounts, growth  # noqa: E402
 from d3llm_trt import LLM, BuildConfig, build_engine  # noqa: E402
+from tests.support.tiny_models import CHECKPOINTS  # noqa: E402
 
 LIMIT = 512  # positions of a request
 SAMPLED_EVERY, PRINTED_EVERY = 2.0, 10  # seconds, samples

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from tiny_models import CHECKPOINTS  # noqa: E402
-from triton_server import Server, open_server  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from d3llm_trt import BuildConfig, build_engine  # noqa: E402
-from d3llm_trt.runtime.triton.repository import RepositoryOptions, write_repository  # noqa: E402
+from d3llm_trt.serving.triton.repository import RepositoryOptions, write_repository  # noqa: E402
 from examples.tiny_d3llm.problems import is_exact, make_problems  # noqa: E402
+from tests.support.tiny_models import CHECKPOINTS  # noqa: E402
+from tests.support.triton_server import Server, open_server  # noqa: E402
 
 ALGORITHMS = ("FullAttnMultiBlock", "LowConfidence")
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-import d3llm_trt
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import check_target, publish
 from d3llm_trt.build.weights_file import file_bytes, not_resident, open_weights, write_weights
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, ConfigError, EngineError, PluginError
+from d3llm_trt.files import cache_directory
 from d3llm_trt.manifest import (
     FORMAT_VERSION,
     PLAN_FILE,
@@ -29,7 +29,6 @@ from d3llm_trt.manifest import (
     FileFacts,
     Manifest,
     PluginFacts,
-    Progress,
     file_facts,
     load_manifest,
     verify_files,
@@ -37,10 +36,11 @@ from d3llm_trt.manifest import (
 )
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import TensorForm, packed_tensors
-from d3llm_trt.paths import cache_directory
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
+from d3llm_trt.progress import OnProgress
 from d3llm_trt.prompts import read_prompt_file
 from d3llm_trt.tensorrt_module import load_tensorrt
+from d3llm_trt.version import __version__
 
 SPARE_BYTES = 64 << 20
 UNQUANTIZED_FILE = "unquantized.safetensors"
@@ -53,7 +53,7 @@ def build_engine(
     build_config: BuildConfig | None = None,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
     """Build the checkpoint in ``checkpoint_dir`` into ``engine_dir`` and return that.
 
@@ -129,7 +129,7 @@ def _check_prompt_file(path: Path) -> None:
 
 
 def _build(
-    checkpoint: Checkpoint, target: Path, settings: BuildConfig, overwrite: bool, progress: Progress | None
+    checkpoint: Checkpoint, target: Path, settings: BuildConfig, overwrite: bool, progress: OnProgress | None
 ) -> Path:
     try:
         return publish(target, lambda path: _write(checkpoint, settings, path, progress), overwrite=overwrite)
@@ -157,7 +157,7 @@ def _check_space(target: Path, size: int) -> None:
         raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}")
 
 
-def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None) -> None:
+def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: OnProgress | None) -> None:
     from d3llm_trt.build.tokenizer import convert_tokenizer
 
     # The tokenizer and what needs it first: what is wrong there is found before the long work.
@@ -180,7 +180,7 @@ def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: 
         model_config=checkpoint.config,
         build_config=settings,
         backend_version=backend_version,
-        package_version=d3llm_trt.__version__,
+        package_version=__version__,
         checkpoint_fingerprint=checkpoint.fingerprint,
         files=files,
         compute_capabilities=capabilities,
@@ -204,7 +204,7 @@ def _prompt_facts(settings: BuildConfig) -> FileFacts | None:
     return None if settings.calibration_prompts is None else file_facts(Path(settings.calibration_prompts))
 
 
-def _write_weights(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: Progress | None) -> FileFacts:
+def _write_weights(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: OnProgress | None) -> FileFacts:
     forms = packed_tensors(checkpoint.config, settings.dtype)
     tensors = _reported("pack weights", checkpoint.packed_tensors(), forms, progress)
     try:
@@ -220,7 +220,7 @@ def _write_quantized(
     settings: BuildConfig,
     path: Path,
     canvases: Sequence[torch.Tensor],
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> tuple[FileFacts, dict[str, float]]:
     """Calibrate on unquantized weights, mapped from a file that goes away; write the others. Returns layers' errors."""
     from d3llm_trt.build.calibration import calibrate
@@ -247,7 +247,7 @@ def _write_plan(
     path: Path,
     files: dict[str, FileFacts],
     canvases: Sequence[torch.Tensor],
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> tuple[str, tuple[str, ...]]:
     """Write the plan beside the packed weights, which stay only where it has none. Returns version and GPUs."""
     from d3llm_trt.build.tensorrt.plan import build_plan
@@ -268,7 +268,7 @@ def _write_plan(
 
 
 def _reported(
-    stage: str, tensors: Iterator[tuple[str, torch.Tensor]], forms: dict[str, TensorForm], progress: Progress | None
+    stage: str, tensors: Iterator[tuple[str, torch.Tensor]], forms: dict[str, TensorForm], progress: OnProgress | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for done, item in enumerate(tensors, start=1):
         yield item
@@ -279,7 +279,7 @@ def _reported(
 def build_cached_engine(
     checkpoint_dir: str | Path,
     build_config: BuildConfig | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     check: Check | None = None,
 ) -> Path:
     """The engine for a checkpoint from the cache directory, built there if it is not there or damaged.
@@ -315,11 +315,11 @@ def _cache_key(checkpoint: Checkpoint, settings: BuildConfig) -> str:
     # The suffix says how the file is read.
     calibrated = None if prompts is None else (prompts.sha256, Path(settings.calibration_prompts or "").suffix)
     configured = {**settings.to_dict(), "calibration_prompts": calibrated}
-    parts = [checkpoint.fingerprint, configured, tokenizer, FORMAT_VERSION, d3llm_trt.__version__]
+    parts = [checkpoint.fingerprint, configured, tokenizer, FORMAT_VERSION, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _is_good(entry: Path, progress: Progress | None) -> bool:
+def _is_good(entry: Path, progress: OnProgress | None) -> bool:
     if not entry.exists():
         return False
     try:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import ConfigError, RequestError
-from d3llm_trt.manifest import Progress
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.reference import select
+from d3llm_trt.progress import OnProgress
 from d3llm_trt.prompts import Prompt, as_chat, read_prompt_file
 from d3llm_trt.tokenizer import Tokenizer
 
@@ -110,7 +110,7 @@ def _check_ids(ids: Sequence[int], vocab_size: int, limit: int) -> None:
 
 @torch.inference_mode()
 def calibrate(
-    config: ModelConfig, weights: Mapping[str, Tensor], canvases: Sequence[Tensor], progress: Progress | None = None
+    config: ModelConfig, weights: Mapping[str, Tensor], canvases: Sequence[Tensor], progress: OnProgress | None = None
 ) -> Calibration:
     """Unmask every canvas in a few passes, each of which commits an equal part of its masks."""
     found = Calibration()

@@ -15,8 +15,8 @@ import torch
 from d3llm_trt.build.checkpoint_config import model_config
 from d3llm_trt.build.weights_file import DOWNLOAD_AGAIN, TORCH_DTYPES, WeightsFile, is_finite, open_weights
 from d3llm_trt.errors import CheckpointError
+from d3llm_trt.files import require_directory
 from d3llm_trt.model.config import Family, ModelConfig
-from d3llm_trt.paths import require_directory
 from d3llm_trt.strict_json import parse_object, read_bytes
 
 CONFIG_FILE, SINGLE_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from d3llm_trt.config import is_integer, is_number
 from d3llm_trt.model.config import Family, ModelConfig
+from d3llm_trt.settings import is_integer, is_number
 
 ARCHITECTURES: dict[str, Family] = {"LLaDAModelLM": "llada", "DreamModel": "dream"}
 MAX_SIZE, MAX_LAYERS = 1 << 24, 1000

@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import d3llm_trt
 from d3llm_trt.build.engine_dir import publish
 from d3llm_trt.build.weights_file import is_finite, write_weights
-from d3llm_trt.config import BuildConfig, require
+from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError
 from d3llm_trt.manifest import WEIGHTS_FILE, Manifest, write_manifest
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import TensorForm, packed_tensors
+from d3llm_trt.settings import require
+from d3llm_trt.version import __version__
 
 
 def write_engine(
@@ -72,7 +73,7 @@ def _write(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], setti
         model_config=config,
         build_config=settings,
         backend_version=str(torch.__version__),
-        package_version=d3llm_trt.__version__,
+        package_version=__version__,
         checkpoint_fingerprint=facts.sha256,
         files={WEIGHTS_FILE: facts},
     )

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from d3llm_trt.build.calibration import Calibration, calibrate, generated_canvases, ops_over
 from d3llm_trt.errors import BuildError
-from d3llm_trt.manifest import Progress
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import packed_tensors, quantized_layers
 from d3llm_trt.model.torch_ops import TorchOps
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.reference import fp8_linear, fp8_scale, to_fp8
+from d3llm_trt.progress import OnProgress
 
 MULTIPLE = 16
 
@@ -51,7 +51,7 @@ def quantize_fp8(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     canvases: Sequence[Tensor] = (),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Fp8Weights:
     """Quantize all linear layers but the LM head, per tensor, with input scales from :func:`calibrate`.
 
@@ -100,7 +100,7 @@ class _Comparison(TorchOps):
 
     scales: Scales
     errors: dict[str, float]
-    progress: Progress | None
+    progress: OnProgress | None
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """As TorchOps'."""
@@ -122,7 +122,7 @@ def output_errors(
     weights: Mapping[str, Tensor],
     scales: Scales,
     canvas: Tensor,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> dict[str, float]:
     """By quantized layer: the norm of its output's error over the norm of its output, in one pass over ``canvas``."""
     ops = ops_over(_Comparison, config, weights, len(canvas))

@@ -12,9 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from d3llm_trt.config import is_integer
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.model.config import Family, ModelConfig
+from d3llm_trt.settings import is_integer
 from d3llm_trt.strict_json import read_object
 from d3llm_trt.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TokenizerConfig
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from d3llm_trt.config import is_integer
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.manifest import FileFacts
 from d3llm_trt.model.packing import TensorForm
+from d3llm_trt.settings import is_integer
 from d3llm_trt.strict_json import parse_object
 
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

@@ -8,20 +8,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from d3llm_trt.version import __version__
+
 if TYPE_CHECKING:
     from d3llm_trt.build.builder import build_engine
     from d3llm_trt.config import BuildConfig
     from d3llm_trt.runtime.decoding.config import DecodingConfig
+    from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
     from d3llm_trt.runtime.llm import LLM
     from d3llm_trt.runtime.outputs import RequestOutput
-    from d3llm_trt.runtime.sampling_params import SamplingParams
 
-__version__ = "0.1.0"
-__all__ = ["LLM", "BuildConfig", "DecodingConfig", "RequestOutput", "SamplingParams", "build_engine"]
+__all__ = ["LLM", "BuildConfig", "DecodingConfig", "RequestOutput", "SamplingParams", "__version__", "build_engine"]
 
 _HOMES = {
     "LLM": "d3llm_trt.runtime.llm",
-    "SamplingParams": "d3llm_trt.runtime.sampling_params",
+    "SamplingParams": "d3llm_trt.runtime.decoding.sampling_params",
     "DecodingConfig": "d3llm_trt.runtime.decoding.config",
     "RequestOutput": "d3llm_trt.runtime.outputs",
     "build_engine": "d3llm_trt.build.builder",
@@ -36,4 +37,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

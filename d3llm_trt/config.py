@@ -1,15 +1,14 @@
-"""BuildConfig, and the strict reading of settings from mappings and YAML or JSON files."""
+"""BuildConfig: what an engine is built for."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from pathlib import PurePath
+from typing import Any
 
 from d3llm_trt.errors import ConfigError
+from d3llm_trt.settings import from_mapping, is_integer, is_number, require
 
 BACKENDS = ("torch", "tensorrt", "tensorrt-rtx")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -21,52 +20,6 @@ RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
 OLDEST_FOR = {"fp8": (8, 9), "bfloat16": (8, 0), "float32": (8, 0), "float16": (7, 5)}
 QUANTIZATIONS = ("fp8",)
 CUDA_GRAPHS = ("all", "largest", "off")
-
-Settings = TypeVar("Settings")
-
-
-def require(condition: bool, name: str, value: object, allowed: str, error: type[Exception] = ConfigError) -> None:
-    """Raise ``error`` naming the setting, its value and what is allowed, unless ``condition`` holds."""
-    if not condition:
-        raise error(f"{name} is {value!r}; allowed: {allowed}")
-
-
-def is_integer(value: object) -> bool:
-    """Whether ``value`` is an int; a bool is not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite int or float; a bool is not."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def from_mapping(cls: type[Settings], values: Mapping[str, Any], source: str) -> Settings:
-    """Build the dataclass ``cls`` from ``values``. Raises ConfigError on a key that ``cls`` does not have."""
-    known = sorted(field.name for field in fields(cls))  # type: ignore[arg-type]
-    require(isinstance(values, Mapping), source, values, f"a mapping with keys of {known}")
-    if unknown := sorted(str(key) for key in values if key not in known):
-        raise ConfigError(f"{source}: unknown key {unknown[0]!r}; allowed: {', '.join(known)}")
-    return cls(**values)
-
-
-def read_settings_file(path: str | Path) -> Any:
-    """The content of a ``.yaml``, ``.yml`` or ``.json`` file. Raises ConfigError if it cannot be read."""
-    import yaml
-
-    path = Path(path)
-    require(path.suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"settings file {path}: cannot be read: {error}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise ConfigError(f"settings file {path}: not valid {kind}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d3llm_trt.config import BuildConfig, is_integer, require
+from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import ConfigError, EngineError
-from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Check, Manifest, Progress, is_engine, load_manifest, verify_files
-from d3llm_trt.paths import require_directory
+from d3llm_trt.files import require_directory
+from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Check, Manifest, is_engine, load_manifest, verify_files
+from d3llm_trt.progress import OnProgress
+from d3llm_trt.settings import is_integer, require
 
 GIVE_EITHER = "give an engine or a checkpoint directory"
 
@@ -19,7 +21,7 @@ def engine_for(
     dtype: str | None = None,
     max_batch_size: int | None = None,
     check: Check | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[Path, Manifest]:
     """The engine directory for ``model`` and its manifest, every file verified.
 

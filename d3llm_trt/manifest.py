@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from d3llm_trt.config import BuildConfig, from_mapping, is_integer, is_number
+from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import ConfigError, EngineError
+from d3llm_trt.files import require_directory
 from d3llm_trt.model.config import FAMILIES, ModelConfig
-from d3llm_trt.paths import require_directory
+from d3llm_trt.progress import OnProgress
+from d3llm_trt.settings import from_mapping, is_integer, is_number
 from d3llm_trt.strict_json import read_object
 
 FORMAT = "d3llm-trt-engine"
@@ -26,7 +28,6 @@ _CHUNK = 16 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-Progress = Callable[[str, int, int], None]
 Check = Callable[[ModelConfig, BuildConfig], None]  # raises what speaks against an engine of these
 
 
@@ -226,7 +227,7 @@ def file_facts(path: Path, advance: Callable[[int], None] | None = None) -> File
     return FileFacts(digest.hexdigest(), size)
 
 
-def verify_files(directory: str | Path, manifest: Manifest, progress: Progress | None = None) -> None:
+def verify_files(directory: str | Path, manifest: Manifest, progress: OnProgress | None = None) -> None:
     """Compare every file with the manifest: present, of the right size, the right SHA-256.
 
     ``progress`` gets ("verify", bytes read, bytes in all). Raises EngineError listing every file that is wrong.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from d3llm_trt.manifest import Progress
+OnProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 @contextmanager
-def build_progress() -> Iterator[Progress | None]:
+def build_progress() -> Iterator[OnProgress | None]:
     """A callback ``(stage, done, total)`` that draws a bar per stage; None where nobody would see it."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield None

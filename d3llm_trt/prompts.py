@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from d3llm_trt.config import is_integer
 from d3llm_trt.errors import ConfigError
+from d3llm_trt.settings import is_integer
 
 STDIN = "-"
 JSON_KEYS = ("prompt", "messages", "prompt_token_ids")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from d3llm_trt.config import is_integer
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.model.config import FAMILIES, Family
+from d3llm_trt.settings import is_integer
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"

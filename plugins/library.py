@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import d3llm_trt
 from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins.c_structs import LAUNCHERS, Params
+from d3llm_trt.version import __version__
 
 KERNELS = "libd3llm_kernels.so"
 TENSORRT = "libd3llm_tensorrt.so"
@@ -76,8 +76,8 @@ def open_library(path: Path) -> ctypes.CDLL:
         version = _function(handle, "version", ctypes.c_char_p)
     except (OSError, AttributeError) as error:
         raise PluginError(f"{path}: cannot be loaded: {error}; {HOW_TO_BUILD}") from error
-    if (found := version().decode()) != d3llm_trt.__version__:
-        raise PluginError(f"{path} is version {found}, this package {d3llm_trt.__version__}; {HOW_TO_BUILD}")
+    if (found := version().decode()) != __version__:
+        raise PluginError(f"{path} is version {found}, this package {__version__}; {HOW_TO_BUILD}")
     return handle
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import d3llm_trt
 from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins.library import HOW_TO_BUILD, TENSORRT, find, open_library
+from d3llm_trt.version import __version__
 
 NAME, VERSION, NAMESPACE = "D3llmBidirectionalAttention", "1", ""
 
@@ -32,7 +32,7 @@ def find_plugin_library() -> PluginLibrary:
 @functools.cache
 def _identify(path: Path) -> PluginLibrary:
     open_library(path)
-    return PluginLibrary(path, d3llm_trt.__version__, hashlib.sha256(path.read_bytes()).hexdigest())
+    return PluginLibrary(path, __version__, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def load_plugin(registry: Any) -> Any:

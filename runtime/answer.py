@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 
 from d3llm_trt.errors import D3llmError
+from d3llm_trt.runtime.decoding.state import MASKED
 from d3llm_trt.runtime.incremental_text import IncrementalText
-from d3llm_trt.runtime.outputs import MASKED, Canvas, CompletionOutput, RequestMetrics, RequestOutput
+from d3llm_trt.runtime.outputs import Canvas, CompletionOutput, RequestMetrics, RequestOutput
 from d3llm_trt.runtime.request import Request
 from d3llm_trt.tokenizer import Tokenizer
 

@@ -16,15 +16,14 @@ from typing import Any
 
 from d3llm_trt.engine_source import engine_for
 from d3llm_trt.errors import D3llmError, EngineError, RequestError
-from d3llm_trt.manifest import Progress
-from d3llm_trt.progress import build_progress
+from d3llm_trt.progress import OnProgress, build_progress
 from d3llm_trt.runtime.answer import failed_output
+from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.loading import choose_device, load_engine
 from d3llm_trt.runtime.memory import check_memory
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request, RequestMaker, Sink
-from d3llm_trt.runtime.sampling_params import SamplingParams
 from d3llm_trt.runtime.scheduler import Scheduler
 from d3llm_trt.runtime.worker import Worker
 from d3llm_trt.tokenizer import Tokenizer
@@ -58,7 +57,7 @@ class LLM:
         dtype: str | None = None,
         max_batch_size: int | None = None,
         cuda_graphs: str | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         where = choose_device(device)
         if backend not in (None, "torch") and where.type != "cuda":
@@ -247,7 +246,7 @@ def _or_raise(output: RequestOutput) -> RequestOutput:
 
 
 @contextmanager
-def _shown(progress: Progress | None) -> Iterator[Progress | None]:
+def _shown(progress: OnProgress | None) -> Iterator[OnProgress | None]:
     if progress is not None:
         yield progress
         return

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from d3llm_trt.config import CUDA_GRAPHS, require
+from d3llm_trt.config import CUDA_GRAPHS
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.manifest import Manifest
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec
 from d3llm_trt.runtime.engines.tensorrt_engine import load_tensorrt_engine
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
+from d3llm_trt.settings import require
 
 OLDEST_GPU = (8, 0)
 

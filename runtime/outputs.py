@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from d3llm_trt.errors import D3llmError
 
-GIVEN, MASKED = -1, 0  # in a canvas's commit_steps; a pass number otherwise
-
 
 @dataclass(frozen=True)
 class CompletionOutput:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from d3llm_trt.config import is_integer
 from d3llm_trt.errors import RequestError
+from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 from d3llm_trt.runtime.decoding.state import new_request
 from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.outputs import RequestOutput
-from d3llm_trt.runtime.sampling_params import SamplingParams
+from d3llm_trt.settings import is_integer
 from d3llm_trt.tokenizer import Tokenizer
 
 ALLOWED = 'a str, {"prompt_token_ids": [...]}, {"prompt": "..."}, or a list of chat messages'

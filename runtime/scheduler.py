@@ -9,9 +9,9 @@ from collections import deque
 import torch
 
 from d3llm_trt.errors import D3llmError, EngineError
-from d3llm_trt.manifest import Progress
+from d3llm_trt.progress import OnProgress
 from d3llm_trt.runtime.answer import Answer, failed_output
-from d3llm_trt.runtime.decoding.decoder import Decoder
+from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.decoding.step import SlotReport
 from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.outputs import RequestOutput
@@ -40,7 +40,7 @@ class Scheduler:
         self._free = list(range(self.spec.max_batch_size))
         self._failures_in_a_row = 0
 
-    def warm_up(self, progress: Progress | None = None) -> None:
+    def warm_up(self, progress: OnProgress | None = None) -> None:
         """See :meth:`Decoder.warm_up`; call it before the first request. The engine is closed if it raises anything.
 
         Raises EngineError if the GPU's memory is full.

@@ -17,8 +17,9 @@ from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.build.tensorrt.network import Binding, BuiltNetwork
 from d3llm_trt.config import TensorRTConfig
 from d3llm_trt.errors import BuildError
-from d3llm_trt.manifest import FileFacts, Progress
-from d3llm_trt.paths import replace_file
+from d3llm_trt.files import replace_file
+from d3llm_trt.manifest import FileFacts
+from d3llm_trt.progress import OnProgress
 
 LAST_ERRORS = 3
 
@@ -83,7 +84,7 @@ def compile_plan(
     built: BuiltNetwork,
     options: TensorRTConfig,
     path: Path,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> FileFacts:
     """Build the plan into ``path`` as a stream. Raises BuildError with TensorRT's own words; Ctrl-C ends the build."""
     config = builder.create_builder_config()
@@ -166,7 +167,7 @@ def _interrupts_to(monitor: Any) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _monitor(trt: Any, progress: Progress | None) -> Any:
+def _monitor(trt: Any, progress: OnProgress | None) -> Any:
     """A progress monitor that cancels the build once it has a ``reason``, an exception."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]

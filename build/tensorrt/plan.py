@@ -14,8 +14,9 @@ from d3llm_trt.build.tensorrt.network import Sizes, build_network
 from d3llm_trt.build.tensorrt.ops import LoweredWeights
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError
-from d3llm_trt.manifest import FileFacts, Progress
+from d3llm_trt.manifest import FileFacts
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.progress import OnProgress
 from d3llm_trt.tensorrt_module import load_tensorrt
 
 
@@ -24,7 +25,7 @@ def build_plan(
     weights: Mapping[str, Tensor],
     settings: BuildConfig,
     path: Path,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     canvases: Sequence[Tensor] = (),
 ) -> FileFacts:
     """Build the plan of a resolved configuration into ``path``; FP8 scales are measured on ``canvases``.
@@ -51,7 +52,7 @@ def lowered_weights(
     weights: Mapping[str, Tensor],
     quantization: str | None,
     canvases: Sequence[Tensor] = (),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> LoweredWeights:
     """The weights as the network takes them."""
     if quantization is None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from d3llm_trt.config import from_mapping, is_integer, is_number, read_settings_file, require
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.model.config import Family
+from d3llm_trt.settings import from_mapping, is_integer, is_number, read_settings_file, require
 
 ALGORITHMS = ("FullAttnMultiBlock", "EntropyThreshold", "MultiBlock", "LowConfidence")
 AUTO: Literal["auto"] = "auto"

@@ -22,10 +22,9 @@ from d3llm_trt.runtime.decoding.full_attn_multi_block import FullAttnMultiBlock
 from d3llm_trt.runtime.decoding.low_confidence import LowConfidence
 from d3llm_trt.runtime.decoding.multi_block import MultiBlock
 from d3llm_trt.runtime.decoding.select import SampleKeys, Selected, select
-from d3llm_trt.runtime.decoding.state import DecodingState, Progress, Settings
+from d3llm_trt.runtime.decoding.state import MASKED, DecodingState, Progress, Settings
 from d3llm_trt.runtime.decoding.windows import plan_window
 from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
-from d3llm_trt.runtime.outputs import MASKED
 
 IMPLEMENTATIONS: dict[str, Algorithm] = {
     "FullAttnMultiBlock": FullAttnMultiBlock(),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
-from d3llm_trt.runtime.kv_cache import allocate_kv_cache
+from d3llm_trt.runtime.engines.kv_cache import allocate_kv_cache
 
 
 class Session(Protocol):

@@ -11,9 +11,9 @@ from torch import Tensor
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import Manifest
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec, ForwardBatch
+from d3llm_trt.runtime.engines.kv_cache import allocate_kv_cache
 from d3llm_trt.runtime.engines.padded import PaddedEngine, Session
 from d3llm_trt.runtime.engines.tensorrt_session import TensorRTSession, open_plan
-from d3llm_trt.runtime.kv_cache import allocate_kv_cache
 from d3llm_trt.tensorrt_module import load_tensorrt
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.errors import EngineError, PluginError
+from d3llm_trt.files import replace_file
 from d3llm_trt.manifest import PLAN_FILE, REBUILD, WEIGHTS_FILE, Manifest, PluginFacts
-from d3llm_trt.paths import replace_file
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library, load_plugin
 
 ALIGNMENT = 256

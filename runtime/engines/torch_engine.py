@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from d3llm_trt.config import OLDEST_FOR, require
+from d3llm_trt.config import OLDEST_FOR
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import REBUILD, WEIGHTS_FILE, Manifest
 from d3llm_trt.model.packing import TensorForm, packed_tensors
@@ -18,7 +18,8 @@ from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.ops import is_compiled
 from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
-from d3llm_trt.runtime.kv_cache import allocate_kv_cache
+from d3llm_trt.runtime.engines.kv_cache import allocate_kv_cache
+from d3llm_trt.settings import require
 
 
 class TorchEngine:

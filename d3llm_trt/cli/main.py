@@ -1,0 +1,107 @@
+"""The command line: ``d3llm-trt build | generate | bench | inspect | triton``; heavy modules load in the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from d3llm_trt.cli.bench import bench
+from d3llm_trt.cli.build import build
+from d3llm_trt.cli.generate import generate
+from d3llm_trt.cli.options import BAD_INPUT, CLOSED_PIPE, INTERRUPTED, PATH
+from d3llm_trt.cli.triton import triton
+from d3llm_trt.errors import D3llmError
+from d3llm_trt.version import __version__
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands end with one line and an exit code, never a traceback, on anything a user can cause."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+        """Run and exit. Usage errors of click become one line too."""
+        try:
+            code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            code = _closed_pipe()
+        except OSError as error:
+            code = _failed_output(error)
+        except RecursionError:
+            code = _fail("the input is nested too deeply")
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = BAD_INPUT
+        except click.UsageError as error:
+            code = _fail(error.format_message() + (f" (see {error.ctx.command_path} --help)" if error.ctx else ""))
+        except click.ClickException as error:
+            code = _fail(error.format_message())
+        except D3llmError as error:
+            code = _fail(str(error))
+        except click.Abort:
+            code = INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; before click's own handling of a closed pipe."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            return _closed_pipe()
+
+
+def _closed_pipe() -> int:
+    """Whoever read our output has gone: leave nothing that the interpreter would flush into the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return CLOSED_PIPE
+
+
+def _failed_output(error: OSError) -> int:
+    """A file or stream of the user's that cannot be used: a full disk, a name that is too long."""
+    code = _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    with contextlib.suppress(OSError):
+        _closed_pipe()  # what could not be written would be tried again at exit
+    return code
+
+
+def _fail(message: str) -> int:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    return BAD_INPUT
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    cli.main(prog_name="d3llm-trt")
+
+
+@click.group(cls=OneLineErrors, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name="d3llm-trt")
+def cli() -> None:
+    """Compiled engines and a fast unmasking loop for d3LLM diffusion language models."""
+
+
+@cli.command()
+@click.argument("path", type=PATH)
+@click.option("--verify", is_flag=True, help="Read every file of an engine and compare its checksum.")
+@click.option("--layers", is_flag=True, help="Every layer of a plan too, by TensorRT's inspector; needs a GPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(path: Path, verify: bool, layers: bool, as_json: bool) -> None:
+    """Say what the engine or checkpoint directory PATH holds."""
+    from d3llm_trt.cli.inspect import inspect_path, layer_facts, print_facts
+
+    facts = inspect_path(path, verify)
+    if layers:
+        facts["layers"] = layer_facts(path)
+    print_facts(facts, as_json)
+
+
+cli.add_command(bench)
+cli.add_command(build)
+cli.add_command(generate)
+cli.add_command(triton)

@@ -1,0 +1,70 @@
+"""A live view of an answer being unmasked: text coloured by the pass that committed it, masks as dim dots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from d3llm_trt.cli.palette import hex_colour, ink_on, pass_colour, printable
+from d3llm_trt.runtime.decoding.state import MASKED
+from d3llm_trt.runtime.outputs import Canvas, RequestOutput
+
+MASK = "·"
+Show = Callable[[int], str]
+
+
+def watch(outputs: Iterable[RequestOutput], show: Show, file: TextIO) -> RequestOutput:
+    """Draw each output's canvas on ``file`` and return the last output; plain lines if ``file`` is no terminal.
+
+    ``show`` gives the text of one token id.
+    """
+    console = Console(file=file)
+    if not console.is_terminal:
+        return _print_lines(outputs, file)
+    last: RequestOutput | None = None
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        for last in outputs:
+            if last.canvas is not None:
+                live.update(Group(canvas_text(last.canvas, show), Text(progress_line(last), style="dim")), refresh=True)
+    return _ended(last)
+
+
+def canvas_text(canvas: Canvas, show: Show) -> Text:
+    """The generated part of a canvas. The newest passes are the brightest."""
+    text = Text(overflow="fold")
+    steps = canvas.commit_steps[canvas.prompt_length :]
+    newest = max(steps, default=1)
+    for token_id, step in zip(canvas.token_ids[canvas.prompt_length :], steps, strict=True):
+        if step == MASKED:
+            text.append(MASK, style="dim")
+        else:
+            colour = pass_colour(step, newest)
+            style = f"{ink_on(colour)} on {hex_colour(colour)}"
+            text.append(printable(show(token_id), keep=" \n"), style=style)
+    return text
+
+
+def progress_line(output: RequestOutput) -> str:
+    """How far an answer is, in one line."""
+    passes = output.metrics.num_forward_passes
+    if output.canvas is None:
+        return f"pass {passes}"
+    steps = output.canvas.commit_steps[output.canvas.prompt_length :]
+    return f"pass {passes}: {sum(step != MASKED for step in steps)} of {len(steps)} tokens"
+
+
+def _print_lines(outputs: Iterable[RequestOutput], file: TextIO) -> RequestOutput:
+    last: RequestOutput | None = None
+    for last in outputs:
+        print(progress_line(last), file=file, flush=True)
+    return _ended(last)
+
+
+def _ended(last: RequestOutput | None) -> RequestOutput:
+    if last is None:
+        raise RuntimeError("the stream gave no output")
+    return last

@@ -1,0 +1,1 @@
+"""Faces on top of LLM that serve it over a network."""

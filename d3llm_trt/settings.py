@@ -1,0 +1,58 @@
+"""Settings read strictly: from mappings, from YAML and JSON files, value by value."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from d3llm_trt.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def require(condition: bool, name: str, value: object, allowed: str, error: type[Exception] = ConfigError) -> None:
+    """Raise ``error`` naming the setting, its value and what is allowed, unless ``condition`` holds."""
+    if not condition:
+        raise error(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def is_integer(value: object) -> bool:
+    """Whether ``value`` is an int; a bool is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite int or float; a bool is not."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """Build the dataclass ``cls`` from ``values``. Raises ConfigError on a key that ``cls`` does not have."""
+    known = sorted(field.name for field in fields(cls))  # type: ignore[arg-type]
+    require(isinstance(values, Mapping), source, values, f"a mapping with keys of {known}")
+    if unknown := sorted(str(key) for key in values if key not in known):
+        raise ConfigError(f"{source}: unknown key {unknown[0]!r}; allowed: {', '.join(known)}")
+    return cls(**values)
+
+
+def read_settings_file(path: str | Path) -> Any:
+    """The content of a ``.yaml``, ``.yml`` or ``.json`` file. Raises ConfigError if it cannot be read."""
+    import yaml
+
+    path = Path(path)
+    require(path.suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file {path}: cannot be read: {error}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise ConfigError(f"settings file {path}: not valid {kind}: {error}") from error

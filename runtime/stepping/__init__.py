@@ -1,0 +1,1 @@
+"""Steppers: how the passes of a decoder are made."""

@@ -1,0 +1,67 @@
+"""Buckets: the sizes that steps are captured for, and which of them a step takes."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from d3llm_trt.runtime.stepping.device_step import Bucket
+
+# Reading the LM head's weights takes longer than its products with fewer rows.
+LEAST_ROWS = 128
+# A step of more tokens keeps the GPU busy for longer than the host takes to launch its kernels.
+MOST_DEFAULT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Sizes to choose from; each list is ascending and ends with what the engine can take.
+
+    With ``largest_batch`` every step takes the largest batch, as Blackwell needs it.
+    """
+
+    batches: tuple[int, ...]
+    tokens: tuple[int, ...]
+    largest_batch: bool = False
+
+    def at_least(self, batch: int, tokens: int, rows: int) -> Bucket:
+        """The smallest bucket that holds a step of these sizes."""
+        room = _at_least(self.tokens, tokens)
+        most = self.batches[-1]
+        return Bucket(
+            batch=most if self.largest_batch else _at_least(self.batches, batch),
+            tokens=room,
+            rows=_rows_at_least(rows, room),
+        )
+
+    def defaults(self, longest: int) -> tuple[Bucket, ...]:
+        """What one request of up to ``longest`` tokens may take, up to MOST_DEFAULT_TOKENS, the largest first."""
+        most = min(longest, MOST_DEFAULT_TOKENS)
+        sizes = {_at_least(self.tokens, tokens) for tokens in range(2, most + 1)}
+        found = {self.at_least(1, size, rows) for size in sizes for rows in _row_sizes(size)}
+        return tuple(sorted(found, reverse=True))
+
+
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and ``most``."""
+    return tuple(sorted({min(1 << power, most) for power in range(most.bit_length() + 1)}))
+
+
+def token_sizes(most: int) -> tuple[int, ...]:
+    """Numbers of rows to choose buckets from: steps of 8 up to 512, of 32 up to 1024, of 128 up to ``most``."""
+    steps = [*range(8, 513, 8), *range(544, 1025, 32), *range(1152, most, 128)]
+    return (*(size for size in steps if size < most), most)
+
+
+def _rows_at_least(rows: int, room: int) -> int:
+    return min(max(LEAST_ROWS, 1 << (rows - 1).bit_length()), room)
+
+
+def _row_sizes(room: int) -> set[int]:
+    """All that ``_rows_at_least`` gives for up to ``room`` rows."""
+    return {_rows_at_least(1 << power, room) for power in range(room.bit_length() + 1)}
+
+
+def _at_least(sizes: Sequence[int], wanted: int) -> int:
+    return sizes[bisect.bisect_left(sizes, wanted)]

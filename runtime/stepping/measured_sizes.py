@@ -1,0 +1,161 @@
+"""Which numbers of rows are worth padding to: the products of one layer, timed once per GPU and shape, and kept.
+
+A product of more rows is at times the faster one, as the library picks another kernel for it: on an H100 one of 448
+rows takes a tenth longer than one of 472. What was measured is kept in the cache directory, so that the next process
+picks the same buckets, and so gets the same tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d3llm_trt.errors import BuildError, EngineError
+from d3llm_trt.files import cache_directory, replace_file
+from d3llm_trt.model.packing import TensorForm, packed_tensors, quantized_layers
+from d3llm_trt.runtime.engines.base import Engine, EngineSpec, MeasurableEngine
+from d3llm_trt.strict_json import read_object
+from d3llm_trt.version import __version__
+
+Seconds = dict[int, float]
+
+# With more rows products are long, and the steps between sizes wide.
+MOST_MEASURED = 1024
+# Less than this is noise.
+LEAST_GAIN = 0.02
+# Rows: products differ by tiles of up to twice as many, and a wrong measurement can then do no great harm.
+MOST_PADDING = 64
+# A layer of fewer bytes stays in the GPU's cache, and takes as long as its launches.
+LEAST_LAYER_BYTES = 64 << 20
+FOLDER = "measured_sizes"
+_WARM_UP, _REPEATS, _ROUNDS = 100, 3, 5
+_LOG = logging.getLogger(__name__)
+
+
+def worthwhile_sizes(sizes: Sequence[int], seconds: Mapping[int, float]) -> tuple[int, ...]:
+    """``sizes``, ascending, without those beaten by one of up to MOST_PADDING rows more.
+
+    What was not measured stays.
+    """
+    kept: list[int] = []
+    for size in reversed(sizes):
+        near = (seconds[larger] for larger in kept if larger <= size + MOST_PADDING and larger in seconds)
+        if size not in seconds or seconds[size] * (1 - LEAST_GAIN) <= min(near, default=float("inf")):
+            kept.append(size)
+    return tuple(reversed(kept))
+
+
+def sizes_for(engine: Engine, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The worthwhile ones of ``sizes`` for an engine on a GPU; all of them where products are not what takes time."""
+    if not isinstance(engine, MeasurableEngine) or _layer_bytes(engine.spec) < LEAST_LAYER_BYTES:
+        return tuple(sizes)
+    return measured_sizes(sizes, _layer_facts(engine.spec), partial(_product_seconds, engine, engine.spec.device))
+
+
+def measured_sizes(
+    sizes: Sequence[int], layer: Mapping[str, Any], measure: Callable[[Sequence[int]], Seconds]
+) -> tuple[int, ...]:
+    """The worthwhile ones of ``sizes``; ``measure`` times those that are not in the cache directory yet.
+
+    ``layer`` says what their time depends on. A file that cannot be read is measured anew, and one that cannot be
+    written costs that time at each start, with a warning. Where measuring fails all sizes stay, with a warning too.
+    """
+    path = _path(layer)
+    known = {} if path is None else _read(path)
+    missing = [size for size in sizes if size <= MOST_MEASURED and size not in known]
+    if missing:
+        try:
+            known |= measure(missing)
+        except RuntimeError as error:  # of CUDA, memory that is short for one
+            _LOG.warning("the speed of batch sizes could not be measured: %s", error)
+            return tuple(sizes)
+        _keep(path, layer, known)
+    return worthwhile_sizes(sizes, known)
+
+
+def _layer_weights(spec: EngineSpec) -> dict[str, TensorForm]:
+    forms = packed_tensors(spec.model_config, str(spec.dtype).removeprefix("torch."), spec.quantization)
+    names = (f"{layer}.weight" for layer in quantized_layers(spec.model_config) if layer.startswith("layers.0."))
+    return {name: forms[name] for name in names}
+
+
+def _layer_bytes(spec: EngineSpec) -> int:
+    return sum(form.num_bytes for form in _layer_weights(spec).values())
+
+
+def _layer_facts(spec: EngineSpec) -> dict[str, Any]:
+    return {
+        "gpu": torch.cuda.get_device_name(spec.device),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "d3llm_trt": __version__,
+        "weights": {name: asdict(form) for name, form in _layer_weights(spec).items()},
+    }
+
+
+def _product_seconds(engine: MeasurableEngine, device: torch.device, sizes: Sequence[int]) -> Seconds:
+    """Least seconds of one layer's products by number of rows: whatever else the GPU or the host does only adds."""
+    with torch.cuda.device(device):
+        for _ in range(_WARM_UP):  # the clocks rise
+            engine.run_products(max(sizes))
+        # Graphs, because a slow host takes longer to launch products than the GPU to run them.
+        pool = torch.cuda.graph_pool_handle()
+        graphs = {size: _captured(engine, size, pool) for size in sorted(sizes, reverse=True)}
+        rounds = [{size: _seconds_of(graph) for size, graph in graphs.items()} for _ in range(_ROUNDS)]
+    return {size: min(taken[size] for taken in rounds) for size in sizes}
+
+
+def _captured(engine: MeasurableEngine, size: int, pool: Any) -> torch.cuda.CUDAGraph:
+    engine.run_products(size)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        for _ in range(_REPEATS):
+            engine.run_products(size)
+    return graph
+
+
+def _seconds_of(graph: torch.cuda.CUDAGraph) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / _REPEATS
+
+
+def _path(layer: Mapping[str, Any]) -> Path | None:
+    """None where there is no cache directory."""
+    digest = hashlib.sha256(json.dumps(layer, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        return cache_directory() / FOLDER / f"{digest}.json"
+    except BuildError:
+        return None
+
+
+def _keep(path: Path | None, layer: Mapping[str, Any], seconds: Seconds) -> None:
+    text = json.dumps({**layer, "seconds": {str(size): seconds[size] for size in sorted(seconds)}}, indent=1)
+    try:
+        if path is None:
+            raise OSError("there is no home directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, f"{text}\n".encode())
+    except OSError as error:
+        fix = "set D3LLM_TRT_CACHE to a directory that can be written"
+        _LOG.warning("the speed of batch sizes is measured again at each start: %s; %s", error, fix)
+
+
+def _read(path: Path) -> Seconds:
+    """What an earlier process measured; nothing if there is no such file, or none of ours."""
+    try:
+        seconds = read_object(path, EngineError, "it is measured again").get("seconds")
+        return {int(size): float(taken) for size, taken in seconds.items()}  # type: ignore[union-attr]
+    except (EngineError, AttributeError, TypeError, ValueError):
+        return {}

@@ -1,0 +1,1 @@
+"""Tests, in rooms like the package; what they share is in support/."""
