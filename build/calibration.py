@@ -17,7 +17,7 @@ from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.reference import select
 from d3llm_trt.progress import OnProgress
-from d3llm_trt.prompts import Prompt, as_chat, read_prompt_file
+from d3llm_trt.prompts import as_chat, encode, read_prompt_file
 from d3llm_trt.tokenizer import Tokenizer
 
 ANSWER, PASSES = 96, 4
@@ -83,26 +83,16 @@ def encoded_prompts(path: Path, tokenizer: Tokenizer | None, vocab_size: int, li
     Raises ConfigError on one that the model cannot take, or that leaves no room for an answer below ``limit``.
     """
     for number, prompt in enumerate(read_prompt_file(path), start=1):
+        chat = as_chat(prompt, None) if tokenizer is not None and tokenizer.has_chat_template else prompt
         try:
-            ids = _encoded(prompt, tokenizer)
-            _check_ids(ids, vocab_size, limit)
+            _, ids = encode(chat, tokenizer, vocab_size, limit)
+            _check_length(ids, limit)
         except (RequestError, ConfigError) as error:
             raise ConfigError(f"prompt file {path}: prompt {number}: {error}") from error
         yield ids
 
 
-def _encoded(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
-    if isinstance(prompt, dict):
-        return prompt["prompt_token_ids"]
-    if tokenizer is None:
-        raise ConfigError('text needs a tokenizer, which the checkpoint lacks; give {"prompt_token_ids": [...]}')
-    chat = as_chat(prompt, None) if tokenizer.has_chat_template else prompt
-    return tokenizer.encode(chat) if isinstance(chat, str) else tokenizer.chat_ids(chat)  # type: ignore[arg-type]
-
-
-def _check_ids(ids: Sequence[int], vocab_size: int, limit: int) -> None:
-    if wrong := [token_id for token_id in ids if not 0 <= token_id < vocab_size]:
-        raise ConfigError(f"token id {wrong[0]}; allowed: 0..{vocab_size - 1}, the model's vocabulary; correct it")
+def _check_length(ids: Sequence[int], limit: int) -> None:
     if not 1 <= len(ids) < limit:
         fix = "change the prompt, or build with a higher max_seq_len"
         raise ConfigError(f"{len(ids)} tokens; allowed: at least 1 and fewer than max_seq_len, {limit}; {fix}")

@@ -19,7 +19,6 @@ RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
 # What a GPU must be at least for a precision, as TensorRT for RTX compiles it.
 OLDEST_FOR = {"fp8": (8, 9), "bfloat16": (8, 0), "float32": (8, 0), "float16": (7, 5)}
 QUANTIZATIONS = ("fp8",)
-CUDA_GRAPHS = ("all", "largest", "off")
 
 
 @dataclass(frozen=True)

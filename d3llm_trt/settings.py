@@ -56,3 +56,9 @@ def read_settings_file(path: str | Path) -> Any:
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise ConfigError(f"settings file {path}: not valid {kind}: {error}") from error
+
+
+def shortened(value: object) -> str:
+    """``value`` as an error message shows it: its representation, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from d3llm_trt.config import CUDA_GRAPHS
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.manifest import Manifest
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec
@@ -18,23 +17,13 @@ OLDEST_GPU = (8, 0)
 
 
 def load_engine(
-    directory: Path,
-    manifest: Manifest,
-    *,
-    device: torch.device,
-    max_batch_size: int | None = None,
-    cuda_graphs: str | None = None,
+    directory: Path, manifest: Manifest, *, device: torch.device, max_batch_size: int | None = None
 ) -> Engine:
     """The engine in a verified directory. Raises ConfigError or EngineError."""
-    if cuda_graphs is not None:
-        require(cuda_graphs in CUDA_GRAPHS, "cuda_graphs", cuda_graphs, "all, largest, off, or None for the default")
     spec = _spec(manifest, device, max_batch_size)
-    load = TorchEngine.load if manifest.backend == "torch" else load_tensorrt_engine
-    engine: Engine = load(directory, manifest, spec)
-    if cuda_graphs not in (None, "off") and not engine.spec.graph_capturable:
-        reason = f"the {engine.spec.backend} engine on {device.type} cannot run inside a CUDA graph"
-        raise ConfigError(f"cuda_graphs is {cuda_graphs!r}, but {reason}; allowed: off or None")
-    return engine
+    if manifest.backend == "torch":
+        return TorchEngine.load(directory, manifest, spec)
+    return load_tensorrt_engine(directory, manifest, spec)
 
 
 def _spec(manifest: Manifest, device: torch.device, max_batch_size: int | None) -> EngineSpec:

@@ -13,9 +13,10 @@ import click
 from d3llm_trt.bench.shapes import SHAPES
 from d3llm_trt.cli.generate import decoding_config, decoding_options
 from d3llm_trt.cli.options import PATH, Several
-from d3llm_trt.config import CUDA_GRAPHS, QUANTIZATIONS
+from d3llm_trt.config import QUANTIZATIONS
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.runtime.decoding.config import DecodingConfig
+from d3llm_trt.runtime.stepping.policy import CUDA_GRAPHS
 from d3llm_trt.settings import require
 
 if TYPE_CHECKING:
@@ -117,9 +118,7 @@ def _open(model: Path | None, shape: str | None, options: dict[str, Any], device
     if model is not None:
         check = partial(check_memory, device=device, max_batch_size=batch)
         directory, manifest = engine_for(model, dtype=options["dtype"], max_batch_size=batch, check=check)
-        engine = load_engine(
-            directory, manifest, device=device, max_batch_size=batch, cuda_graphs=options["cuda_graphs"]
-        )
+        engine = load_engine(directory, manifest, device=device, max_batch_size=batch)
     else:
         assert shape is not None
         engine = random_engine(

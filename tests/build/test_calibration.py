@@ -271,8 +271,11 @@ def test_settings_that_do_not_go_together(values: dict[str, object], complaint: 
         (None, r"calibration_prompts is '.*p\.jsonl'; allowed: a regular file; correct"),
         ("\n \n", "holds no prompt; write one prompt per line"),
         ('{"prompt": 3}', r"p\.jsonl:1: prompt is 3; allowed: a text"),
-        ('{"prompt": "a"}\n{"prompt_token_ids": [1, 100000]}', r"prompt 2: token id 100000; allowed: 0\.\."),
-        ('{"prompt_token_ids": [1, -1]}', r"prompt 1: token id -1; allowed: 0\.\."),
+        (
+            '{"prompt": "a"}\n{"prompt_token_ids": [1, 100000]}',
+            r"prompt 2: prompt_token_ids\[1\] is 100000; allowed: integers in 0\.\.",
+        ),
+        ('{"prompt_token_ids": [1, -1]}', r"prompt 1: prompt_token_ids\[1\] is -1; allowed: integers in 0\.\."),
         (
             json.dumps({"prompt_token_ids": [1] * 384}),
             "384 tokens; allowed: at least 1 and fewer than max_seq_len, 384",
@@ -332,7 +335,7 @@ def test_text_without_a_tokenizer(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt_token_ids": [1]}, {"prompt": "a"})
     prompts = encoded_prompts(file, None, 10, 10)
     assert next(prompts) == [1]
-    with pytest.raises(ConfigError, match="prompt 2: text needs a tokenizer, which the checkpoint lacks; give"):
+    with pytest.raises(ConfigError, match="prompt 2: this engine has no tokenizer; give"):
         next(prompts)
 
 

@@ -14,10 +14,10 @@ TENSORRT = ("tensorrt", "tensorrt_rtx")
 # From the ground up: a room imports from its own floor and from those below. The longest prefix decides.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "strict_json", "settings", "files", "progress", "tensorrt_module"),
-    ("config", "prompts"),
+    ("config",),
     ("plugins",),
     ("model",),
-    ("manifest", "capacity", "tokenizer", "tokenizer_files"),
+    ("manifest", "capacity", "tokenizer", "tokenizer_files", "prompts"),
     ("build", "runtime.engines.base"),
     ("runtime.decoding", "engine_source"),
     ("runtime.engines",),

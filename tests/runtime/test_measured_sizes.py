@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from d3llm_trt.bench.random_engine import random_engine
 from d3llm_trt.bench.simulated import SimulatedAcceptance
-from d3llm_trt.runtime.decoding.state import DecodingState
 from d3llm_trt.runtime.stepping.buckets import token_sizes
-from d3llm_trt.runtime.stepping.graphs import graph_runner
+from d3llm_trt.runtime.stepping.factory import make_stepper
+from d3llm_trt.runtime.stepping.kernel_stepper import KernelStepper
 from d3llm_trt.runtime.stepping.measured_sizes import (
     FOLDER,
     LEAST_GAIN,
@@ -154,6 +154,6 @@ def test_products_are_measured_on_a_gpu(cache: Path, quantization: str | None) -
     assert kept == worthwhile_sizes(sizes, seconds) and len(kept) > 30
     # Reading the weights takes as long for 64 rows as for 8, the work of a thousand longer.
     assert seconds[64] < 1.3 * seconds[8] and seconds[1024] > 2 * seconds[8]
-    runner = graph_runner(engine, DecodingState.empty(2, 600, engine.spec.device), None)
-    assert runner is not None and {bucket.tokens for bucket in runner.defaults} <= set(kept)
+    stepper = make_stepper(engine)
+    assert isinstance(stepper, KernelStepper) and {bucket.tokens for bucket in stepper.defaults} <= set(kept)
     assert file.read_bytes() == written
