@@ -62,3 +62,8 @@ def shortened(value: object) -> str:
     """``value`` as an error message shows it: its representation, cut if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether ``text`` holds half of a character, which UTF-8 cannot express."""
+    return any("\ud800" <= char <= "\udfff" for char in text)

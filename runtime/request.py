@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from d3llm_trt.errors import RequestError, only_this_request
 from d3llm_trt.prompts import encode
@@ -35,7 +35,7 @@ class Request:
     @property
     def length(self) -> int:
         """Positions of its canvas."""
-        return len(self.prompt_token_ids) + self.params.max_tokens
+        return len(self.prompt_token_ids) + self.params.num_tokens
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ class RequestMaker:
             raise RequestError(f"sampling_params is {params!r}; allowed: SamplingParams")
         with only_this_request("the prompt could not be read"):
             text, ids = encode(prompt, self.tokenizer, self.spec.model_config.vocab_size, self.spec.max_seq_len)
+        if params.max_tokens is None:
+            params = replace(params, max_tokens=max(1, self.spec.max_seq_len - len(ids)))
         request = Request(request_id, text, ids, params, sink, **options)
         self._check(request)
         return request
 
     def _check(self, request: Request) -> None:
-        params, config = request.params, self.spec.model_config
+        params = request.params
         if not request.prompt_token_ids:
             raise RequestError("prompt is empty; allowed: at least one token")
         if request.length > self.spec.max_seq_len:
@@ -65,10 +67,16 @@ class RequestMaker:
                 f"most max_seq_len, {self.spec.max_seq_len}, together; shorten the prompt, lower max_tokens, or build "
                 "the engine with a higher max_seq_len"
             )
-        if params.end_id is not None and params.end_id >= config.vocab_size:
-            raise RequestError(f"end_id is {params.end_id}; allowed: 0..{config.vocab_size - 1}, or None")
-        if params.end_id == config.mask_token_id:
-            raise RequestError(f"end_id is {params.end_id}, the mask id; allowed: any other id, or None")
+        self._check_end("end_id", params.end_id)
+        for index, token_id in enumerate(params.stop_token_ids or ()):
+            self._check_end(f"stop_token_ids[{index}]", token_id)
         if params.stop_strings and self.tokenizer is None:
             raise RequestError("stop needs a tokenizer, which this engine lacks; leave out stop")
-        params.decoding.steps_per_block(params.max_tokens)
+        params.decoding.steps_per_block(params.num_tokens)
+
+    def _check_end(self, name: str, token_id: int | None) -> None:
+        config = self.spec.model_config
+        if token_id is not None and token_id >= config.vocab_size:
+            raise RequestError(f"{name} is {token_id}; allowed: 0..{config.vocab_size - 1}, or None")
+        if token_id == config.mask_token_id:
+            raise RequestError(f"{name} is {token_id}, the mask id; allowed: any other id, or None")

@@ -149,6 +149,8 @@ class Scheduler:
     @staticmethod
     def _give(request: Request, output: RequestOutput) -> None:
         """Call a sink; one that raises harms nobody else."""
+        if output.error is not None:
+            _LOG.warning("request %s failed: %s", request.request_id, output.error)
         try:
             request.sink(output)
         except Exception:  # noqa: BLE001 (it is logged, and it is not the scheduler's)

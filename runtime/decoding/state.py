@@ -99,7 +99,7 @@ def new_request(
     Raises RequestError where settings do not fit each other or the length of the answer.
     """
     prompt, decoding, family = len(prompt_token_ids), params.decoding, config.family
-    blocks = decoding.num_blocks(params.max_tokens)
+    blocks = decoding.num_blocks(params.num_tokens)
     threshold = decoding.threshold_for(family)
     stops = decoding.early_stop and not params.ignore_eos
     end_id = config.eos_token_id if params.end_id is None else params.end_id
@@ -107,7 +107,7 @@ def new_request(
         RequestSettings,
         algorithm=ALGORITHMS.index(decoding.algorithm),
         prompt_length=prompt,
-        length=prompt + params.max_tokens,
+        length=prompt + params.num_tokens,
         block_size=decoding.block_size,
         num_blocks=blocks,
         eos_id=end_id if stops else NO_TOKEN,
@@ -119,11 +119,11 @@ def new_request(
         cached=decoding.cache_delay_iter is not None,
         cache_delay=decoding.cache_delay_iter or 0,
         refresh_interval=decoding.refresh_interval or 0,
-        steps_per_block=decoding.steps_per_block(params.max_tokens),
+        steps_per_block=decoding.steps_per_block(params.num_tokens),
         temperature=params.temperature,
         seed=params.seed,
     )
-    canvas = [*prompt_token_ids, *[config.mask_token_id] * params.max_tokens]
+    canvas = [*prompt_token_ids, *[config.mask_token_id] * params.num_tokens]
     return settings, _new_progress(config, canvas, prompt, blocks)
 
 

@@ -174,9 +174,14 @@ def test_dream_added_tokens_from_the_older_files(tmp_path: Path) -> None:
         ("hello", "list of one or more"),
         (["hello"], "mapping with role and content"),
         ([{"role": "user"}], "lacks the key 'content'"),
-        ([{"role": "user", "content": "x", "name": "y"}], "unknown key 'name'"),
-        ([{"role": "tool", "content": "x"}], "system, user, assistant"),
-        ([{"role": "user", "content": None}], "content None"),
+        ([{"role": "user", "content": "x", "weight": "y"}], "unknown key 'weight'"),
+        ([{"role": "tool", "content": "x"}], "role 'tool'; allowed: system, developer, user, assistant"),
+        ([{"role": "user", "content": None}], "lacks the key 'content'"),
+        ([{"role": "user", "content": 7}], "content 7; allowed: a str, or a list of text parts"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            r"content\[0\] .*image_url.*; allowed: {.type.: .text.",
+        ),
         ([{"role": "user", "content": "x"}, {"role": ["user"], "content": "x"}], r"messages\[1\]"),
     ],
 )
