@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ def ask(tokenizers: Callable[[str], Tokenizer]) -> Callable[..., CompletionOutpu
         with LLM.over(Scripted(family, ids(tokenizer)), tokenizer) as llm:
             (output,) = llm.generate(PROMPT, params)
             texts = [step.outputs[0] for step in llm.generate_stream(PROMPT, slow)]
-        assert all(after.text.startswith(before.text) for before, after in zip(texts, texts[1:], strict=False))
+        assert all(after.text.startswith(before.text) for before, after in itertools.pairwise(texts))
         whole = output.outputs[0]
         assert (texts[-1].text, texts[-1].token_ids) == (whole.text, whole.token_ids)
         assert (texts[-1].finish_reason, texts[-1].stop_reason) == (whole.finish_reason, whole.stop_reason)
@@ -143,7 +144,7 @@ def test_a_stop_string_does_not_cut_a_character(ask: Callable[..., CompletionOut
 
 def test_stops_that_no_text_can_hold_are_refused() -> None:
     for stop in ("\ud800", ["fine", "a\udfffb"]):
-        with pytest.raises(RequestError, match="stop is .*; allowed: valid Unicode"):
+        with pytest.raises(RequestError, match=r"stop is .*; allowed: valid Unicode"):
             SamplingParams(stop=stop)
     for ids in ("12", [-1], [True], 5):
         with pytest.raises(RequestError, match="stop_token_ids is"):
