@@ -13,7 +13,7 @@ from torch import Tensor
 from d3llm_trt.config import OLDEST_FOR
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import REBUILD, WEIGHTS_FILE, Manifest
-from d3llm_trt.model.packing import TensorForm, packed_tensors
+from d3llm_trt.model.packing import TensorForm, layer_linears, packed_tensors
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.ops import is_compiled
@@ -64,16 +64,9 @@ class TorchEngine:
     def run_products(self, tokens: int) -> None:
         """See :meth:`MeasurableEngine.run_products`."""
         ops = TorchOps(self.spec.model_config, self._weights, self.kv_cache, Windows.whole(1), self._tables)
-
-        def rows_for(linear: str) -> Tensor:
-            weight = self._weights[f"{linear}.weight"]
-            return weight.new_empty(tokens, weight.shape[1])
-
-        residual = self.kv_cache.new_empty(tokens, self.spec.model_config.hidden_size)
-        for block, first, last in (("attention", "qkv", "output"), ("mlp", "gate_up", "down")):
-            name = f"layers.0.{block}"
-            ops.linear(f"{name}.{first}", rows_for(f"{name}.{first}"))
-            residual = ops.add_linear(f"{name}.residual", residual, f"{name}.{last}", rows_for(f"{name}.{last}"))
+        for name in layer_linears(0):
+            weight = self._weights[f"{name}.weight"]
+            ops.linear(name, weight.new_empty(tokens, weight.shape[1]))
 
     def close(self) -> None:
         """Nothing is kept."""

@@ -124,7 +124,7 @@ def test_a_product_is_that_of_the_numbers_times_the_scales(dtype: torch.dtype) -
 class _Unfused(TorchOps):
     """What comes before a linear layer gives half precision, and the layer quantizes it."""
 
-    def _scale_after(self, name: str) -> None:
+    def input_scale(self, linear: str) -> None:
         return None
 
     def linear(self, name: str, x: Tensor) -> Tensor:
