@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -71,13 +71,4 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Keep what is worth keeping for the next start; ``forward`` is not called any more."""
-        ...
-
-
-@runtime_checkable
-class MeasurableEngine(Protocol):
-    """An engine whose matrix products can be timed by number of rows."""
-
-    def run_products(self, tokens: int) -> None:
-        """Those of one layer on ``tokens`` rows of whatever memory holds; nothing is kept."""
         ...

@@ -13,7 +13,7 @@ from torch import Tensor
 from d3llm_trt.config import OLDEST_FOR
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import REBUILD, WEIGHTS_FILE, Manifest
-from d3llm_trt.model.packing import TensorForm, layer_linears, packed_tensors
+from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.ops import is_compiled
@@ -59,14 +59,6 @@ class TorchEngine:
         windows = Windows(batch.positions, batch.cu_window, batch.kv_lengths, batch.slots)
         ops = TorchOps(config, self._weights, self.kv_cache, windows, self._tables)
         return forward(config, ops, batch.token_ids, batch.logit_rows)
-
-    @torch.inference_mode()
-    def run_products(self, tokens: int) -> None:
-        """See :meth:`MeasurableEngine.run_products`."""
-        ops = TorchOps(self.spec.model_config, self._weights, self.kv_cache, Windows.whole(1), self._tables)
-        for name in layer_linears(0):
-            weight = self._weights[f"{name}.weight"]
-            ops.linear(name, weight.new_empty(tokens, weight.shape[1]))
 
     def close(self) -> None:
         """Nothing is kept."""
