@@ -162,7 +162,7 @@ def test_tensors_that_do_not_fit_are_named(name: str, change: Callable[[Tensor],
     given = attention_inputs(torch.bfloat16)
     given[name] = change(given[name])
     with pytest.raises(PluginError, match=message):
-        ops.attention_params(**given, out=torch.empty(14, HEADS * DIM, dtype=torch.bfloat16))
+        ops.attention_params(ops.AttentionInputs(**given), torch.empty(14, HEADS * DIM, dtype=torch.bfloat16))
 
 
 def test_without_kernels_one_warning_says_how_to_build_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
