@@ -93,13 +93,9 @@ class TensorRTOps:
         normed = low.cast(f"{name}.cast_back", scaled, self._dtype)
         return low.binary(name, normed, "PROD", self._weight(f"{name}.weight", rank))
 
-    def add_linear(self, residual: Any, linear: str, x: Any) -> Any:
-        """See :class:`Ops`."""
-        return self._low.binary(f"{linear}.residual", residual, "SUM", self.linear(linear, x))
-
     def add_linear_norm(self, residual: Any, linear: str, x: Any, norm: str, feeds: str) -> tuple[Any, Any]:
         """See :class:`Ops`."""
-        total = self.add_linear(residual, linear, x)
+        total = self._low.binary(f"{linear}.residual", residual, "SUM", self.linear(linear, x))
         return total, self.rms_norm(norm, total, feeds)
 
     def attention(self, name: str, layer: int, qkv: Any, feeds: str) -> Any:
@@ -121,7 +117,7 @@ class TensorRTOps:
 
     def gather_rows(self, name: str, x: Any, rows: Any) -> Any:
         """See :class:`Ops`; padded rows are numbered ``b * S + s``."""
-        flat = x if len(x.shape) == 2 else self._low.reshape(f"{name}.flat", x, (-1, self._config.hidden_size))
+        flat = x if len(x.shape) == 2 else self._low.reshape(f"{name}.flat", x, (-1, x.shape[-1]))
         return self._low.output(name, self._low.network.add_gather(flat, rows, 0))
 
     def _weight(self, name: str, rank: int | None = None) -> Any:

@@ -30,12 +30,8 @@ class Ops(Protocol[Tensor]):
         """RMSNorm with float32 statistics, cast back before the multiplication by ``{name}.weight``."""
         ...
 
-    def add_linear(self, residual: Tensor, linear: str, x: Tensor) -> Tensor:
-        """The sum of ``residual``, which may be overwritten, and ``linear(linear, x)``."""
-        ...
-
     def add_linear_norm(self, residual: Tensor, linear: str, x: Tensor, norm: str, feeds: str) -> tuple[Tensor, Tensor]:
-        """``add_linear(residual, linear, x)``, and ``rms_norm(norm, ..., feeds)`` of that sum."""
+        """The sum of ``residual``, which may be overwritten, and ``linear(linear, x)``; and ``norm`` of that sum."""
         ...
 
     def attention(self, name: str, layer: int, qkv: Tensor, feeds: str) -> Tensor:

@@ -99,23 +99,15 @@ class TorchOps:
         normed: Tensor = ops.rms_norm(x, weight, self._config.rms_norm_eps, scale)
         return normed
 
-    def add_linear(self, residual: Tensor, linear: str, x: Tensor) -> Tensor:
-        if self._sums_in_product(residual, linear):
-            return residual.addmm_(x, self._weights[f"{linear}.weight"].t())
-        return residual + self.linear(linear, x)
-
     def add_linear_norm(self, residual: Tensor, linear: str, x: Tensor, norm: str, feeds: str) -> tuple[Tensor, Tensor]:
-        if self._sums_in_product(residual, linear):
-            total = self.add_linear(residual, linear, x)
+        weight = self._weights[f"{linear}.weight"]
+        if residual.is_cuda and weight.dtype == residual.dtype:
+            total = residual.addmm_(x, weight.t())  # where the product ends anyway, rounded once
             return total, self.rms_norm(norm, total, feeds)
-        # Otherwise the sum and its norm take one reading of the rows.
-        weight, scale = self._weights[f"{norm}.weight"], self.input_scale(feeds)
-        normed, total = ops.add_rms_norm(residual, self.linear(linear, x), weight, self._config.rms_norm_eps, scale)
+        # An FP8 product takes no residual, but the sum and its norm take one reading of the rows.
+        y, weight, scale = self.linear(linear, x), self._weights[f"{norm}.weight"], self.input_scale(feeds)
+        normed, total = ops.add_rms_norm(residual, y, weight, self._config.rms_norm_eps, scale)
         return total, normed
-
-    def _sums_in_product(self, residual: Tensor, linear: str) -> bool:
-        """Whether a GPU adds the residual where the product ends, which rounds once; an FP8 product does not."""
-        return residual.is_cuda and self._weights[f"{linear}.weight"].dtype == residual.dtype
 
     def attention(self, name: str, layer: int, qkv: Tensor, feeds: str) -> Tensor:
         at = self._windows
@@ -130,7 +122,9 @@ class TorchOps:
         return gated
 
     def gather_rows(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
-        return x[rows]
+        if x.dtype != torch.float8_e4m3fn:
+            return x[rows]
+        return x.view(torch.int64)[rows].view(x.dtype)  # in words, since not every torch can index FP8
 
     def input_scale(self, linear: str) -> Tensor | None:
         """The scale of the FP8 numbers that a linear layer takes; None where it does not run in FP8."""

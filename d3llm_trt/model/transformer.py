@@ -19,12 +19,14 @@ def forward(config: ModelConfig, ops: Ops[Tensor], token_ids: Tensor, logit_rows
         name, following = f"layers.{layer}", f"layers.{layer + 1}"
         qkv, output, gate_up, down = layer_linears(layer)
         attended = ops.attention(f"{name}.attention", layer, ops.linear(qkv, normed), feeds=output)
+        last = layer + 1 == config.num_layers
+        if last:  # All K/V are written: the other rows have nothing left to do.
+            x = ops.gather_rows(f"{name}.residual_rows", x, logit_rows)
+            attended = ops.gather_rows(f"{name}.attended_rows", attended, logit_rows)
         x, normed = ops.add_linear_norm(x, output, attended, f"{name}.mlp_norm", feeds=gate_up)
         hidden = ops.gated_mlp(f"{name}.mlp", ops.linear(gate_up, normed), feeds=down)
-        if layer + 1 < config.num_layers:
-            norm, feeds = f"{following}.attention_norm", f"{following}.attention.qkv"
-            x, normed = ops.add_linear_norm(x, down, hidden, norm, feeds=feeds)
-        else:
-            x = ops.add_linear(x, down, hidden)
-    rows = ops.gather_rows("logit_rows", x, logit_rows)
-    return ops.linear("lm_head", ops.rms_norm("final_norm", rows, feeds="lm_head"))
+        norm, feeds = f"{following}.attention_norm", f"{following}.attention.qkv"
+        if last:
+            norm, feeds = "final_norm", "lm_head"
+        x, normed = ops.add_linear_norm(x, down, hidden, norm, feeds=feeds)
+    return ops.linear("lm_head", normed)

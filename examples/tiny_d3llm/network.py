@@ -80,11 +80,8 @@ class TrainingOps(TorchOps):
     def rms_norm(self, name: str, x: Tensor, feeds: str) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], eps=self._config.rms_norm_eps) * self._weights[f"{name}.weight"]
 
-    def add_linear(self, residual: Tensor, linear: str, x: Tensor) -> Tensor:
-        return residual + self.linear(linear, x)
-
     def add_linear_norm(self, residual: Tensor, linear: str, x: Tensor, norm: str, feeds: str) -> tuple[Tensor, Tensor]:
-        total = self.add_linear(residual, linear, x)
+        total = residual + self.linear(linear, x)
         return total, self.rms_norm(norm, total, feeds)
 
     def gated_mlp(self, name: str, gate_up: Tensor, feeds: str) -> Tensor:

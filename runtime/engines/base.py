@@ -46,7 +46,7 @@ class ForwardBatch:
 
     ``token_ids[T]`` and absolute ``positions[T]``; window b is rows ``[cu_window[b], cu_window[b + 1])``; it attends
     to cache rows ``[0, kv_lengths[b])`` of ``slots[b]`` after its own K/V were written there. ``logit_rows[R]`` are
-    the rows that go through the LM head.
+    the rows that go on after the last layer's attention, to the LM head.
     """
 
     token_ids: Tensor
