@@ -124,8 +124,11 @@ def output_errors(
     canvas: Tensor,
     progress: OnProgress | None = None,
 ) -> dict[str, float]:
-    """By quantized layer: the norm of its output's error over the norm of its output, in one pass over ``canvas``."""
+    """By quantized layer: the norm of its output's error over the norm of its output.
+
+    In one pass over ``canvas`` that asks for the rows of its masks.
+    """
     ops = ops_over(_Comparison, config, weights, len(canvas))
     ops.scales, ops.errors, ops.progress = scales, {}, progress
-    forward(config, ops, canvas, torch.arange(1))
+    forward(config, ops, canvas, (canvas == config.mask_token_id).nonzero()[:, 0])
     return ops.errors

@@ -80,7 +80,7 @@ class TensorRTOps:
     def _dequantize(self, name: str, x: Any, factor: Any) -> Any:
         return self._low.output(name, self._low.network.add_dequantize(x, factor, self._low.dtype(self._dtype)))
 
-    def rms_norm(self, name: str, x: Any) -> Any:
+    def rms_norm(self, name: str, x: Any, feeds: str) -> Any:
         """See :class:`Ops`; statistics in float32, cast back before the weight."""
         low, rank = self._low, len(x.shape)
         full = low.cast(f"{name}.to_float32", x, torch.float32)
@@ -93,15 +93,16 @@ class TensorRTOps:
         normed = low.cast(f"{name}.cast_back", scaled, self._dtype)
         return low.binary(name, normed, "PROD", self._weight(f"{name}.weight", rank))
 
-    def add_linear(self, name: str, residual: Any, linear: str, x: Any) -> Any:
+    def add_linear_norm(self, residual: Any, linear: str, x: Any, norm: str, feeds: str) -> tuple[Any, Any]:
         """See :class:`Ops`."""
-        return self._low.binary(name, residual, "SUM", self.linear(linear, x))
+        total = self._low.binary(f"{linear}.residual", residual, "SUM", self.linear(linear, x))
+        return total, self.rms_norm(norm, total, feeds)
 
-    def attention(self, name: str, layer: int, qkv: Any) -> Any:
+    def attention(self, name: str, layer: int, qkv: Any, feeds: str) -> Any:
         """See :class:`Ops`."""
         return self._attention.lower(name, layer, qkv)
 
-    def gated_mlp(self, name: str, gate_up: Any) -> Any:
+    def gated_mlp(self, name: str, gate_up: Any, feeds: str) -> Any:
         """See :class:`Ops`."""
         low, size, rank = self._low, self._config.intermediate_size, len(gate_up.shape)
         rows = (0,) * (rank - 1)
@@ -116,7 +117,7 @@ class TensorRTOps:
 
     def gather_rows(self, name: str, x: Any, rows: Any) -> Any:
         """See :class:`Ops`; padded rows are numbered ``b * S + s``."""
-        flat = x if len(x.shape) == 2 else self._low.reshape(f"{name}.flat", x, (-1, self._config.hidden_size))
+        flat = x if len(x.shape) == 2 else self._low.reshape(f"{name}.flat", x, (-1, x.shape[-1]))
         return self._low.output(name, self._low.network.add_gather(flat, rows, 0))
 
     def _weight(self, name: str, rank: int | None = None) -> Any:

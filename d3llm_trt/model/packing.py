@@ -23,10 +23,15 @@ class TensorForm:
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
+def layer_linears(layer: int) -> tuple[str, str, str, str]:
+    """Names of the linear layers of one transformer layer, in the order of the forward pass."""
+    name = f"layers.{layer}"
+    return f"{name}.attention.qkv", f"{name}.attention.output", f"{name}.mlp.gate_up", f"{name}.mlp.down"
+
+
 def quantized_layers(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the linear layers that a quantization covers: all of the blocks, so all but the LM head."""
-    names = ("attention.qkv", "attention.output", "mlp.gate_up", "mlp.down")
-    return tuple(f"layers.{layer}.{name}" for layer in range(config.num_layers) for name in names)
+    """Names of the linear layers that a quantization covers: all of the transformer layers, so not the LM head."""
+    return tuple(name for layer in range(config.num_layers) for name in layer_linears(layer))
 
 
 def packed_tensors(config: ModelConfig, dtype: str, quantization: str | None = None) -> dict[str, TensorForm]:

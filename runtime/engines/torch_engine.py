@@ -60,21 +60,6 @@ class TorchEngine:
         ops = TorchOps(config, self._weights, self.kv_cache, windows, self._tables)
         return forward(config, ops, batch.token_ids, batch.logit_rows)
 
-    @torch.inference_mode()
-    def run_products(self, tokens: int) -> None:
-        """See :meth:`MeasurableEngine.run_products`."""
-        ops = TorchOps(self.spec.model_config, self._weights, self.kv_cache, Windows.whole(1), self._tables)
-
-        def rows_for(linear: str) -> Tensor:
-            weight = self._weights[f"{linear}.weight"]
-            return weight.new_empty(tokens, weight.shape[1])
-
-        residual = self.kv_cache.new_empty(tokens, self.spec.model_config.hidden_size)
-        for block, first, last in (("attention", "qkv", "output"), ("mlp", "gate_up", "down")):
-            name = f"layers.0.{block}"
-            ops.linear(f"{name}.{first}", rows_for(f"{name}.{first}"))
-            residual = ops.add_linear(f"{name}.residual", residual, f"{name}.{last}", rows_for(f"{name}.{last}"))
-
     def close(self) -> None:
         """Nothing is kept."""
 
