@@ -6,7 +6,6 @@ import ctypes
 from ctypes import c_float, c_int32, c_int64, c_size_t, c_void_p
 from typing import Any
 
-DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3}
 INVALID_ARGUMENT, CUDA_ERROR = 1, 2
 
 

@@ -14,6 +14,7 @@ from d3llm_trt.bench.shapes import SHAPES
 from d3llm_trt.cli.generate import decoding_config, decoding_options
 from d3llm_trt.cli.options import PATH, Several
 from d3llm_trt.config import CUDA_GRAPHS, QUANTIZATIONS
+from d3llm_trt.dtypes import COMPUTE
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.runtime.decoding.config import DecodingConfig
 from d3llm_trt.settings import require
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--decoding", type=PATH, help="YAML or JSON file of decoding settings; the options below override it.")
 @decoding_options
 @click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
-@click.option("--dtype", type=click.Choice(("bfloat16", "float16", "float32")), help="Of --shape, or of a checkpoint.")
+@click.option("--dtype", type=click.Choice(COMPUTE), help="Of --shape, or of a checkpoint.")
 @click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Of --shape.", show_default="none")
 @click.option("--cuda-graphs", type=click.Choice(CUDA_GRAPHS), help="By default what the GPU can.")
 @click.option("--breakdown", is_flag=True, help="Also where a step's time goes, by kind of kernel; needs a GPU.")

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from d3llm_trt.errors import BuildError, EngineError
+from d3llm_trt.dtypes import dtype_name
+from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.files import cache_directory, replace_file
 from d3llm_trt.model.packing import TensorForm, packed_tensors, quantized_layers
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec, MeasurableEngine
@@ -82,7 +83,7 @@ def measured_sizes(
 
 
 def _layer_weights(spec: EngineSpec) -> dict[str, TensorForm]:
-    forms = packed_tensors(spec.model_config, str(spec.dtype).removeprefix("torch."), spec.quantization)
+    forms = packed_tensors(spec.model_config, dtype_name(spec.dtype), spec.quantization)
     names = (f"{layer}.weight" for layer in quantized_layers(spec.model_config) if layer.startswith("layers.0."))
     return {name: forms[name] for name in names}
 
@@ -136,7 +137,7 @@ def _path(layer: Mapping[str, Any]) -> Path | None:
     digest = hashlib.sha256(json.dumps(layer, sort_keys=True).encode()).hexdigest()[:16]
     try:
         return cache_directory() / FOLDER / f"{digest}.json"
-    except BuildError:
+    except ConfigError:
         return None
 
 
