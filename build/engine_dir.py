@@ -18,6 +18,7 @@ from typing import Any
 from d3llm_trt.errors import BuildError
 from d3llm_trt.manifest import FORMAT, MANIFEST_FILE
 
+FREE_SPACE = "free some space, or choose another directory"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
@@ -41,6 +42,15 @@ def publish(target: Path, write: Callable[[Path], None], *, overwrite: bool = Fa
         _move(workspace, target, overwrite)
         _sync_directory(target.parent)
     return target
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns an error of the system into a BuildError that names ``target``."""
+    try:
+        yield
+    except OSError as error:
+        raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
 
 
 def check_target(target: Path, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from d3llm_trt.config import BuildConfig
+from d3llm_trt.config import EngineConfig
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.files import require_directory
 from d3llm_trt.model.config import FAMILIES, ModelConfig
@@ -28,7 +28,7 @@ _CHUNK = 16 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-Check = Callable[[ModelConfig, BuildConfig], None]  # raises what speaks against an engine of these
+Check = Callable[[ModelConfig, EngineConfig], None]  # raises what speaks against an engine of these
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Manifest:
 
     Args:
         model_config: hyper-parameters of the network.
-        build_config: the settings it was built for, every default filled in.
+        build_config: what it was built for.
         backend_version: of the library that compiled it.
         package_version: of d3llm_trt that built it.
         compute_capabilities: the GPUs it was compiled for, as in "9.0"; empty where any will do.
@@ -68,7 +68,7 @@ class Manifest:
     """
 
     model_config: ModelConfig
-    build_config: BuildConfig
+    build_config: EngineConfig
     backend_version: str
     package_version: str
     checkpoint_fingerprint: str
@@ -171,7 +171,7 @@ def _from_values(values: dict[str, Any]) -> Manifest:
         raise ConfigError("its content does not match its checksum, so it was changed after the build")
     if not isinstance(errors, dict) or not all(is_number(error) for error in errors.values()):
         raise ConfigError(f"quantization_errors is {errors!r}; expected numbers by layer")
-    build_config = from_mapping(BuildConfig, values["build_config"], "build_config")
+    build_config = from_mapping(EngineConfig, values["build_config"], "build_config")
     if build_config.backend != values["backend"]:
         raise ConfigError(f"backend is {values['backend']!r}, but {build_config.backend!r} in build_config")
     return Manifest(

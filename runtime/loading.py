@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from d3llm_trt.config import CUDA_GRAPHS
+from d3llm_trt.dtypes import torch_dtype
 from d3llm_trt.errors import ConfigError
+from d3llm_trt.gpus import OLDEST_GPU
 from d3llm_trt.manifest import Manifest
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec
 from d3llm_trt.runtime.engines.tensorrt_engine import load_tensorrt_engine
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 from d3llm_trt.settings import require
-
-OLDEST_GPU = (8, 0)
 
 
 def load_engine(
@@ -39,11 +39,10 @@ def load_engine(
 
 def _spec(manifest: Manifest, device: torch.device, max_batch_size: int | None) -> EngineSpec:
     build = manifest.build_config
-    assert build.max_seq_len is not None and build.max_num_tokens is not None
     return EngineSpec(
         model_config=manifest.model_config,
         backend=manifest.backend,
-        dtype=getattr(torch, build.dtype),
+        dtype=torch_dtype(build.dtype),
         device=device,
         max_batch_size=max_batch_size or build.max_batch_size,
         max_seq_len=build.max_seq_len,

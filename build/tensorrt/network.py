@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from d3llm_trt.build.tensorrt.attention import Inputs, NativeAttention, PluginAttention
 from d3llm_trt.build.tensorrt.lowering import Lowering
-from d3llm_trt.build.tensorrt.ops import LoweredWeights, TensorRTOps
-from d3llm_trt.config import TensorRTConfig
+from d3llm_trt.build.tensorrt.ops import TensorRTOps
+from d3llm_trt.config import PlanConfig
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.transformer import forward
 
@@ -118,10 +119,10 @@ def build_network(
     trt: Any,
     builder: Any,
     config: ModelConfig,
-    weights: LoweredWeights,
+    weights: Mapping[str, Tensor],
     dtype: torch.dtype,
     sizes: Sizes,
-    options: TensorRTConfig,
+    options: PlanConfig,
 ) -> BuiltNetwork:
     """Lower the forward pass of ``config``. Raises BuildError naming the layer that TensorRT refuses."""
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -147,7 +148,7 @@ def _attention(
     config: ModelConfig,
     dtype: torch.dtype,
     sizes: Sizes,
-    options: TensorRTConfig,
+    options: PlanConfig,
     given: dict[str, Any],
 ) -> tuple[NativeAttention | PluginAttention, tuple[str, ...]]:
     """The chosen attention, and the stems of its cache inputs."""

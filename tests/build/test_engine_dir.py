@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from d3llm_trt.build import builder, engine_dir
-from d3llm_trt.build.builder import build_cached_engine, build_engine
+from d3llm_trt.build.builder import build_engine
+from d3llm_trt.build.cached import build_cached_engine
 from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, CheckpointError, ConfigError, EngineError
