@@ -12,9 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from d3llm_trt.build import calibration, tokenizer
 from d3llm_trt.build.check import check_build, plugin_facts, prompt_facts
 from d3llm_trt.build.checkpoint import Checkpoint
 from d3llm_trt.build.engine_dir import publish, writing
+from d3llm_trt.build.quantize import output_errors, packed_fp8, scales_for
+from d3llm_trt.build.tensorrt import plan
 from d3llm_trt.build.weights_file import WeightsFile, not_resident, open_weights, write_weights
 from d3llm_trt.config import BuildConfig, EngineConfig
 from d3llm_trt.errors import BuildError
@@ -73,13 +76,12 @@ class _Build:
 
     def write(self) -> None:
         """All files, the manifest last."""
-        from d3llm_trt.build.tokenizer import convert_tokenizer
-
         checkpoint, settings, path = self.checkpoint, self.settings, self.path
+        names = tokenizer.convert_tokenizer(checkpoint.path, checkpoint.config, path)
         # The tokenizer and what needs it first: what is wrong there is found before the long work.
-        files = {name: file_facts(path / name) for name in convert_tokenizer(checkpoint.path, checkpoint.config, path)}
+        files = {name: file_facts(path / name) for name in names}
         prompts = prompt_facts(settings)
-        canvases = self._canvases()
+        canvases = calibration.canvases_for(checkpoint.config, settings, path)
         if prompt_facts(settings) != prompts:
             raise BuildError(f"{settings.calibration_prompts}: changed while it was read; build again")
         backend_version, capabilities, errors = str(torch.__version__), tuple[str, ...](), dict[str, float]()
@@ -104,14 +106,6 @@ class _Build:
         )
         write_manifest(path, manifest)
 
-    def _canvases(self) -> list[Tensor]:
-        """What a quantization is calibrated on."""
-        if self.settings.quantization is None:
-            return []
-        from d3llm_trt.build.calibration import canvases_for
-
-        return canvases_for(self.checkpoint.config, self.settings, self.path)
-
     def _write_weights(self, path: Path) -> FileFacts:
         dtype = self.settings.dtype
         forms = packed_tensors(self.checkpoint.config, dtype)
@@ -131,15 +125,12 @@ class _Build:
 
     def _write_quantized(self, canvases: Sequence[Tensor]) -> tuple[FileFacts, dict[str, float]]:
         """Calibrate on unquantized weights, from a file that goes away; write the others. Returns layers' errors."""
-        from d3llm_trt.build.calibration import calibrate
-        from d3llm_trt.build.quantize import output_errors, packed_fp8, scales_for
-
         config, settings, unquantized = self.checkpoint.config, self.settings, self.path / UNQUANTIZED_FILE
         self._write_weights(unquantized)
         _, weights = self._mapped(unquantized)
-        calibration = calibrate(config, weights, canvases, self.progress)
-        scales = scales_for(config, weights, calibration)
-        errors = output_errors(config, weights, scales, calibration.canvas, self.progress)
+        seen = calibration.calibrate(config, weights, canvases, self.progress)
+        scales = scales_for(config, weights, seen)
+        errors = output_errors(config, weights, scales, seen.canvas, self.progress)
         forms = packed_tensors(config, settings.dtype, settings.quantization)
         tensors = self._reported("quantize weights", packed_fp8(config, weights, scales), forms)
         facts = write_weights(self.path / WEIGHTS_FILE, forms, tensors)
@@ -148,13 +139,11 @@ class _Build:
 
     def _write_plan(self, canvases: Sequence[Tensor]) -> dict[str, FileFacts]:
         """The plan, and beside it the packed weights where it has none."""
-        from d3llm_trt.build.tensorrt.plan import build_plan
-
-        config, plan, kept = self.checkpoint.config, self.path / PLAN_FILE, self.path / WEIGHTS_FILE
+        config, path, kept = self.checkpoint.config, self.path / PLAN_FILE, self.path / WEIGHTS_FILE
         facts = {WEIGHTS_FILE: self._write_weights(kept)}
         packed, weights = self._mapped(kept)
         with not_resident([packed]):
-            facts[PLAN_FILE] = build_plan(config, weights, self.settings, plan, self.progress, canvases)
+            facts[PLAN_FILE] = plan.build_plan(config, weights, self.settings, path, self.progress, canvases)
         if not self.settings.plan.strip_weights:
             kept.unlink()
             del facts[WEIGHTS_FILE]

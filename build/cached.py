@@ -12,6 +12,7 @@ from filelock import FileLock
 from d3llm_trt.build.builder import build
 from d3llm_trt.build.check import check_place, prompt_facts, settings_for
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
+from d3llm_trt.build.tokenizer import SOURCE_FILES
 from d3llm_trt.config import BuildConfig, EngineConfig
 from d3llm_trt.errors import BuildError, EngineError
 from d3llm_trt.files import cache_directory
@@ -52,8 +53,6 @@ def build_cached_engine(
 
 def cache_key(checkpoint: Checkpoint, settings: EngineConfig) -> str:
     """The name of an engine's directory: a digest of everything that it is made from."""
-    from d3llm_trt.build.tokenizer import SOURCE_FILES
-
     # The fingerprint covers configuration and weights; the tokenizer is in the engine too.
     tokenizer = {name: file_facts(path).sha256 for name in SOURCE_FILES if (path := checkpoint.path / name).is_file()}
     prompts = prompt_facts(settings)

@@ -40,17 +40,19 @@ class _Observer(TorchOps):
     peaks: dict[str, Tensor]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """As TorchOps'."""
+        """The product; the largest input is kept."""
         peak = x.abs().amax().float()
         self.peaks[name] = torch.maximum(self.peaks.get(name, peak), peak)
         return super().linear(name, x)
 
 
 def canvases_for(config: ModelConfig, settings: EngineConfig, engine_dir: Path) -> list[Tensor]:
-    """The canvases that ``settings`` asks for: its file's prompts, by the tokenizer in ``engine_dir``, or generated.
+    """What a quantization is calibrated on: prompts of a file, by the tokenizer in ``engine_dir``, or generated ones.
 
     Raises ConfigError naming the file, the prompt and what is wrong with it.
     """
+    if settings.quantization is None:
+        return []
     if settings.calibration_prompts is None:
         return generated_canvases(config)
     limit = settings.max_seq_len

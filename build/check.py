@@ -8,6 +8,7 @@ from pathlib import Path
 
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import FREE_SPACE, check_target, writing
+from d3llm_trt.build.quantize import check_sizes
 from d3llm_trt.build.weights_file import file_bytes
 from d3llm_trt.config import BuildConfig, EngineConfig
 from d3llm_trt.errors import BuildError, ConfigError, PluginError
@@ -53,8 +54,6 @@ def settings_for(checkpoint: Checkpoint, build_config: BuildConfig | None) -> En
 def check_place(checkpoint: Checkpoint, target: Path, settings: EngineConfig, *, overwrite: bool = False) -> None:
     """Raise BuildError or EngineError on sizes of layers, the target, the disk or libraries that are missing."""
     if settings.backend == "torch" and settings.quantization is not None:
-        from d3llm_trt.build.quantize import check_sizes
-
         check_sizes(checkpoint.config)
     with writing(target):
         check_target(target, overwrite)

@@ -18,7 +18,6 @@ from d3llm_trt.plugins.reference import fp8_linear, fp8_scale, to_fp8
 from d3llm_trt.progress import OnProgress
 
 MULTIPLE = 16
-Packed = dict[str, Tensor]  # scales and weights by their names in the file of packed weights
 
 
 def check_sizes(config: ModelConfig) -> None:
@@ -39,8 +38,10 @@ def fp8_weights(
     return dict(packed_fp8(config, weights, scales))
 
 
-def scales_for(config: ModelConfig, weights: Mapping[str, Tensor], calibration: Calibration) -> Packed:
-    """The packed scales in which the largest weight, and the largest input that was seen, are the largest FP8 number.
+def scales_for(config: ModelConfig, weights: Mapping[str, Tensor], calibration: Calibration) -> dict[str, Tensor]:
+    """``{layer}.weight_scale`` and ``{layer}.input_scale``: float32 scalars for every quantized layer.
+
+    In them the largest weight, and the largest input that was seen, are the largest FP8 number.
 
     Raises BuildError naming a layer whose input overflowed.
     """
@@ -49,31 +50,33 @@ def scales_for(config: ModelConfig, weights: Mapping[str, Tensor], calibration: 
             dtype = dtype_name(weights["final_norm.weight"].dtype)
             fix = "build with dtype bfloat16" if dtype == "float16" else "check the weights"
             raise BuildError(f"the input of {name} is {peak:g} while calibrating in {dtype}; {fix}")
-    scales: Packed = {}
+    scales: dict[str, Tensor] = {}
     for name in quantized_layers(config):
         scales[f"{name}.weight_scale"] = fp8_scale(torch.stack(weights[f"{name}.weight"].aminmax()).abs().amax())
         scales[f"{name}.input_scale"] = fp8_scale(calibration.peaks[name])
     return scales
 
 
-def packed_fp8(config: ModelConfig, weights: Mapping[str, Tensor], scales: Packed) -> Iterator[tuple[str, Tensor]]:
+def packed_fp8(
+    config: ModelConfig, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of :func:`packed_tensors` for fp8 in its order; one quantized weight at a time is in memory."""
     for name, form in packed_tensors(config, "bfloat16", "fp8").items():
-        if name in scales:
-            yield name, scales[name]
+        if form.dtype == FP8:
+            yield name, to_fp8(weights[name], scales[f"{name}_scale"])
         else:
-            yield name, to_fp8(weights[name], scales[f"{name}_scale"]) if form.dtype == FP8 else weights[name]
+            yield name, scales[name] if name in scales else weights[name]
 
 
 class _Comparison(TorchOps):
     """Compares the output of every layer that has scales with its output in FP8, from the same input."""
 
-    scales: Packed
+    scales: Mapping[str, Tensor]
     errors: dict[str, float]
     progress: OnProgress | None
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """As TorchOps'."""
+        """The exact product; the error of the one in FP8 is kept."""
         exact = super().linear(name, x)
         if f"{name}.weight_scale" in self.scales:
             weight_scale, x_scale = self.scales[f"{name}.weight_scale"], self.scales[f"{name}.input_scale"]
@@ -90,7 +93,7 @@ class _Comparison(TorchOps):
 def output_errors(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
-    scales: Packed,
+    scales: Mapping[str, Tensor],
     canvas: Tensor,
     progress: OnProgress | None = None,
 ) -> dict[str, float]:

@@ -60,7 +60,12 @@ class TensorRTConfig:
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         text = self.timing_cache is None or isinstance(self.timing_cache, str)
         require(text, "timing_cache", self.timing_cache, "None or a file's name")
-        require(self.attention in (None, *ATTENTIONS), "attention", self.attention, ", ".join(ATTENTIONS))
+        require(
+            self.attention in (None, *ATTENTIONS),
+            "attention",
+            self.attention,
+            ", ".join(ATTENTIONS),
+        )
         require(self.attention_mask in MASKS, "attention_mask", self.attention_mask, ", ".join(MASKS))
         buckets, gib = self.token_buckets, self.workspace_gib
         sound = buckets is None or (bool(buckets) and all(is_integer(size) and size >= 1 for size in buckets))
@@ -130,7 +135,7 @@ class PlanConfig(TensorRTConfig):
         _require_chosen(self, "attention", "token_buckets")
 
 
-def _require_chosen(answer: object, *names: str) -> None:
+def _require_chosen(answer: PlanConfig | EngineConfig, *names: str) -> None:
     for name in names:
         require(getattr(answer, name) is not None, name, None, "a value; only a wish may leave it open")
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Dtype:
-    """One row: torch's name without the prefix, bytes of a value, the name in safetensors headers, ``d3llm_dtype``."""
+class Dtype(NamedTuple):
+    """Bytes of one value, the name in the headers of safetensors files, and the code in ``d3llm_dtype``."""
 
-    name: str
     num_bytes: int
     safetensors: str
     code: int
@@ -22,13 +19,13 @@ class Dtype:
 FP8 = "float8_e4m3fn"
 HALF = ("bfloat16", "float16")
 COMPUTE = (*HALF, "float32")  # what activations and the weights of checkpoints may be
-_ROWS = (
-    Dtype("float32", 4, "F32", 0),
-    Dtype("float16", 2, "F16", 1),
-    Dtype("bfloat16", 2, "BF16", 2),
-    Dtype(FP8, 1, "F8_E4M3", 3),
-)
-DTYPES = {row.name: row for row in _ROWS}
+# By torch's names without the prefix.
+DTYPES = {
+    "float32": Dtype(4, "F32", 0),
+    "float16": Dtype(2, "F16", 1),
+    "bfloat16": Dtype(2, "BF16", 2),
+    FP8: Dtype(1, "F8_E4M3", 3),
+}
 CHECKPOINT_DTYPES = {DTYPES[name].safetensors: name for name in COMPUTE}
 
 

@@ -114,13 +114,17 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 def is_engine(directory: Path) -> bool:
     """Whether ``directory`` is meant as an engine, sound or not, rather than as a checkpoint."""
-    if any((directory / name).exists() for name in (WEIGHTS_FILE, PLAN_FILE)):
-        return True
+    files = any((directory / name).exists() for name in (WEIGHTS_FILE, PLAN_FILE))
+    return files or "pretrained_config" in glance(directory)
+
+
+def glance(directory: Path) -> dict[str, Any]:
+    """The values in ``config.json`` as they are, sound or not; none if it cannot be read as an object."""
     try:
-        config = json.loads((directory / MANIFEST_FILE).read_bytes())
+        values = json.loads((directory / MANIFEST_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False  # the checkpoint reader says what is wrong with the file
-    return isinstance(config, dict) and "pretrained_config" in config
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def load_manifest(directory: str | Path) -> Manifest:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from d3llm_trt.errors import ConfigError
-from d3llm_trt.settings import is_integer, shortened
+from d3llm_trt.settings import is_integer
 
 STDIN = "-"
 JSON_KEYS = ("prompt", "messages", "prompt_token_ids")
@@ -84,11 +84,11 @@ def _parse_line(line: str, where: str) -> Prompt:
         raise ConfigError(f"{where}: not valid JSON: {error}") from error
     allowed = f"an object with one key of {', '.join(JSON_KEYS)}"
     if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in JSON_KEYS:
-        raise ConfigError(f"{where}: is {shortened(json.dumps(value))}; allowed: {allowed}")
+        raise ConfigError(f"{where}: is {_shortened(value)}; allowed: {allowed}")
     (key, content), *_ = value.items()
     if not _fits(key, content):
         kind = {"prompt": "a text", "messages": "a list of messages", "prompt_token_ids": "a list of ids"}[key]
-        raise ConfigError(f"{where}: {key} is {shortened(json.dumps(content))}; allowed: {kind}")
+        raise ConfigError(f"{where}: {key} is {_shortened(content)}; allowed: {kind}")
     return {key: content} if key == "prompt_token_ids" else content
 
 
@@ -98,3 +98,8 @@ def _fits(key: str, content: Any) -> bool:
     if not isinstance(content, list) or not content:
         return False
     return all(isinstance(item, dict) if key == "messages" else is_integer(item) for item in content)
+
+
+def _shortened(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:59] + "…"

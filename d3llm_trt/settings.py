@@ -46,11 +46,6 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> C
     return cls(**values)
 
 
-def shortened(text: str, most: int = 80) -> str:
-    """``text``, cut off where it has more than ``most`` characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def read_settings_file(path: str | Path) -> Any:
     """The content of a ``.yaml``, ``.yml`` or ``.json`` file. Raises ConfigError if it cannot be read."""
     import yaml

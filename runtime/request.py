@@ -13,7 +13,7 @@ from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 from d3llm_trt.runtime.decoding.state import new_request
 from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.outputs import RequestOutput
-from d3llm_trt.settings import is_integer, shortened
+from d3llm_trt.settings import is_integer
 from d3llm_trt.tokenizer import Tokenizer
 
 ALLOWED = 'a str, {"prompt_token_ids": [...]}, {"prompt": "..."}, or a list of chat messages'
@@ -69,15 +69,14 @@ class RequestMaker:
             return self._read_mapping(prompt)
         if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
             return None, self._known_tokenizer().chat_ids(prompt)
-        raise RequestError(f"prompt is {shortened(repr(prompt))}; allowed: {ALLOWED}")
+        raise RequestError(f"prompt is {_short(prompt)}; allowed: {ALLOWED}")
 
     def _read_mapping(self, prompt: Mapping[Any, Any]) -> tuple[str | None, list[int]]:
         if {"role", "content"} & prompt.keys():
-            allowed = "a list of messages: [[...]]"
-            raise RequestError(f"prompt is {shortened(repr(prompt))}, one chat message; allowed: {allowed}")
+            raise RequestError(f"prompt is {_short(prompt)}, one chat message; allowed: a list of messages: [[...]]")
         if prompt.keys() == {"prompt"}:
             if not isinstance(prompt["prompt"], str):
-                raise RequestError(f"prompt is {shortened(repr(prompt['prompt']))}; allowed: a str")
+                raise RequestError(f"prompt is {_short(prompt['prompt'])}; allowed: a str")
             return self._read(prompt["prompt"])
         if prompt.keys() != {"prompt_token_ids"}:
             raise RequestError(f"prompt has the keys {sorted(map(str, prompt))}; allowed: {ALLOWED}")
@@ -109,13 +108,13 @@ class RequestMaker:
 
 def _checked_ids(ids: object, vocab_size: int) -> list[int]:
     if isinstance(ids, (str, bytes, Mapping)) or not isinstance(ids, Iterable):
-        raise RequestError(f"prompt_token_ids is {shortened(repr(ids))}; allowed: a list of token ids")
+        raise RequestError(f"prompt_token_ids is {_short(ids)}; allowed: a list of token ids")
     plain = [_as_integer(token_id) for token_id in ids]
     for index, token_id in enumerate(plain):
         if not is_integer(token_id) or not 0 <= token_id < vocab_size:  # type: ignore[operator]
             raise RequestError(
-                f"prompt_token_ids[{index}] is {shortened(repr(token_id))}; allowed: integers in 0..{vocab_size - 1}, "
-                "the model's vocabulary"
+                f"prompt_token_ids[{index}] is {_short(token_id)}; allowed: integers in 0..{vocab_size - 1}, the "
+                "model's vocabulary"
             )
     return plain  # type: ignore[return-value]
 
@@ -128,3 +127,8 @@ def _as_integer(value: object) -> object:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"

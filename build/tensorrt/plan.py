@@ -1,4 +1,4 @@
-"""Packed weights to a plan: sizes, quantization, lowering, compilation."""
+"""Packed weights to a plan: quantization, lowering, compilation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from d3llm_trt.build.quantize import fp8_weights
 from d3llm_trt.build.tensorrt.compile import compile_plan, make_builder
-from d3llm_trt.build.tensorrt.network import Sizes, build_network
+from d3llm_trt.build.tensorrt.network import build_network
 from d3llm_trt.config import EngineConfig
-from d3llm_trt.dtypes import torch_dtype
 from d3llm_trt.errors import BuildError
 from d3llm_trt.manifest import FileFacts
 from d3llm_trt.model.config import ModelConfig
@@ -40,13 +39,7 @@ def build_plan(
     if settings.quantization is not None:
         weights = fp8_weights(config, weights, canvases, progress)
     try:
-        built = build_network(trt, builder, config, weights, torch_dtype(settings.dtype), plan_sizes(settings), options)
+        built = build_network(trt, builder, config, weights, settings)
     except BuildError as error:
         raise BuildError(f"{error}: {messages.last_errors()}") from error
     return compile_plan(trt, builder, messages, built, options, path, progress)
-
-
-def plan_sizes(settings: EngineConfig) -> Sizes:
-    """What the plan is built for."""
-    slots = settings.max_batch_size
-    return Sizes(slots, settings.max_seq_len, tuple(sorted({1, slots})), settings.plan.token_buckets)

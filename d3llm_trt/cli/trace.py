@@ -13,7 +13,6 @@ from d3llm_trt.cli.palette import ANCHORS, hex_colour, ink_on, pass_colour, prin
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.files import check_picture_path, replace_file
 from d3llm_trt.runtime.outputs import RequestOutput
-from d3llm_trt.settings import shortened
 
 SUFFIXES = (".png", ".html")
 CELL_WIDTH, CELL_HEIGHT, CELL_CHARACTERS = 0.85, 0.3, 10  # inches, inches, at the font size used
@@ -63,9 +62,8 @@ def _png(tokens: Sequence[str], steps: Sequence[int], title: str) -> bytes:
     cells = [pass_colour(step, last) for step in steps] + [white] * (rows * columns - len(tokens))
     axes.imshow([cells[row * columns : (row + 1) * columns] for row in range(rows)], aspect="auto")
     for index, (token, step) in enumerate(zip(tokens, steps, strict=True)):
-        text = shortened(printable(token), CELL_CHARACTERS)
         axes.text(
-            index % columns, index // columns, text, color=ink_on(pass_colour(step, last)),
+            index % columns, index // columns, _short(token), color=ink_on(pass_colour(step, last)),
             ha="center", va="center", fontsize=8, family="monospace", parse_math=False,
         )  # fmt: skip
     axes.vlines([column + 0.5 for column in range(columns - 1)], -0.5, rows - 0.5, color="white", linewidth=1)
@@ -83,6 +81,11 @@ def _png(tokens: Sequence[str], steps: Sequence[int], title: str) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _short(token: str) -> str:
+    text = printable(token)
+    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
 
 
 def _html(tokens: Sequence[str], steps: Sequence[int], title: str) -> bytes:

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from d3llm_trt.gpus import BLACKWELL
 from d3llm_trt.runtime.decoding.state import DecodingState, Progress
 from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.stepping.buckets import Buckets, batch_sizes, token_sizes
@@ -18,6 +17,7 @@ from d3llm_trt.runtime.stepping.device_step import Bucket, run_bucket
 from d3llm_trt.runtime.stepping.measured_sizes import sizes_for
 
 Policy = Literal["all", "largest", "off"]
+BLACKWELL = (10, 0)
 MOST_GRAPHS = 256
 _LOG = logging.getLogger(__name__)
 

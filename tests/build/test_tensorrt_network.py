@@ -19,7 +19,6 @@ from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.build.quantize import fp8_weights
 from d3llm_trt.build.tensorrt.compile import make_builder
 from d3llm_trt.build.tensorrt.network import BuiltNetwork, build_network
-from d3llm_trt.build.tensorrt.plan import plan_sizes
 from d3llm_trt.config import TensorRTConfig
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import quantized_layers
@@ -99,8 +98,7 @@ def interpreted(
     builder, _ = make_builder(trt)
     packed = weights if quantization is None else in_fp8(config, weights)
     edit(packed)
-    sizes = plan_sizes(settings)
-    built = build_network(trt, builder, config, packed, torch.float32, sizes, settings.plan)
+    built = build_network(trt, builder, config, packed, settings)
     dtype = torch.float64 if exact else torch.float32
     spec = EngineSpec(config, "tensorrt-rtx", dtype, torch.device("cpu"), slots, 512, slots * 512)
     return PaddedEngine(spec, InterpretedSession(built, builder, exact))
