@@ -60,12 +60,7 @@ class TensorRTConfig:
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         text = self.timing_cache is None or isinstance(self.timing_cache, str)
         require(text, "timing_cache", self.timing_cache, "None or a file's name")
-        require(
-            self.attention in (None, *ATTENTIONS),
-            "attention",
-            self.attention,
-            ", ".join(ATTENTIONS),
-        )
+        require(self.attention in (None, *ATTENTIONS), "attention", self.attention, ", ".join(ATTENTIONS))
         require(self.attention_mask in MASKS, "attention_mask", self.attention_mask, ", ".join(MASKS))
         buckets, gib = self.token_buckets, self.workspace_gib
         sound = buckets is None or (bool(buckets) and all(is_integer(size) and size >= 1 for size in buckets))
@@ -150,7 +145,7 @@ def default_buckets(max_tokens: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What an engine is built for.
+    """What an engine shall be built for; ``None`` takes a default that depends on the checkpoint or the backend.
 
     Args:
         backend: how the network is compiled: ``torch`` packs the weights, the others build a plan.
@@ -240,7 +235,7 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(BuildConfig):
-    """What an engine was built for: a BuildConfig that leaves nothing open, made by :meth:`BuildConfig.resolved`.
+    """What an engine is built for: a BuildConfig that leaves nothing open, made by :meth:`BuildConfig.resolved`.
 
     ``dtype`` is never ``auto``; ``tensorrt`` is None for the torch backend, and only there.
     """
