@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,26 +13,13 @@ from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.model.config import ModelConfig
 
 
-@dataclass(frozen=True)
-class LoweredWeights:
-    """Packed weights by name, in the network's dtype or FP8, and the FP8 scales.
-
-    ``weight_scales`` and ``input_scales`` (float32 scalars, by the linear layer's name) are there for exactly the
-    layers whose weight is FP8: a value is its FP8 number times the scale.
-    """
-
-    tensors: Mapping[str, Tensor]
-    weight_scales: Mapping[str, Tensor]
-    input_scales: Mapping[str, Tensor]
-
-
 class TensorRTOps:
     """Lowers one forward pass. Rows are ``[T, ...]``, or ``[B, S, ...]`` with padded attention.
 
     Args:
         lowering: the network under construction.
         config: the model.
-        weights: see :class:`LoweredWeights`.
+        weights: packed weights by name, in the network's dtype or as :func:`packed_tensors` has them for fp8.
         dtype: of activations and logits.
         attention: how attention is lowered.
     """
@@ -42,7 +28,7 @@ class TensorRTOps:
         self,
         lowering: Lowering,
         config: ModelConfig,
-        weights: LoweredWeights,
+        weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         attention: Attention,
     ) -> None:
@@ -61,11 +47,11 @@ class TensorRTOps:
         """See :class:`Ops`. With scales, input and weight go through FP8, which TensorRT fuses with the product."""
         weight_name, rank = f"{name}.weight", len(x.shape)
         weight = self._weight(weight_name, rank)
-        if name in self._weights.weight_scales:
-            weight = self._dequantized(f"{name}.weight", weight, self._weights.weight_scales[name])
-            x = self._through_fp8(f"{name}.input", x, self._weights.input_scales[name])
+        if f"{name}.weight_scale" in self._weights:
+            weight = self._dequantized(weight_name, weight, self._weights[f"{name}.weight_scale"])
+            x = self._through_fp8(f"{name}.input", x, self._weights[f"{name}.input_scale"])
         product = self._low.matmul(name, x, weight)
-        if f"{name}.bias" not in self._weights.tensors:
+        if f"{name}.bias" not in self._weights:
             return product
         return self._low.binary(f"{name}.add_bias", product, "SUM", self._weight(f"{name}.bias", rank))
 
@@ -122,6 +108,6 @@ class TensorRTOps:
 
     def _weight(self, name: str, rank: int | None = None) -> Any:
         """A weight, with leading ones so that it has as many dimensions as what it is combined with."""
-        tensor = self._weights.tensors[name]
+        tensor = self._weights[name]
         shape = tuple(tensor.shape)
         return self._low.weight(name, tensor, shape if rank is None else (1,) * (rank - len(shape)) + shape)

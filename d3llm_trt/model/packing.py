@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from d3llm_trt.dtypes import DTYPES, FP8
 from d3llm_trt.model.config import ModelConfig
-
-DTYPE_BYTES = {"float8_e4m3fn": 1, "bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,8 @@ class TensorForm:
 
     @property
     def num_bytes(self) -> int:
-        """Of its data."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        """Bytes of its values."""
+        return math.prod(self.shape) * DTYPES[self.dtype].num_bytes
 
 
 def layer_linears(layer: int) -> tuple[str, str, str, str]:
@@ -44,6 +43,6 @@ def packed_tensors(config: ModelConfig, dtype: str, quantization: str | None = N
     if quantization is None:
         return forms
     layers = quantized_layers(config)
-    forms |= {f"{name}.weight": TensorForm(forms[f"{name}.weight"].shape, "float8_e4m3fn") for name in layers}
+    forms |= {f"{name}.weight": TensorForm(forms[f"{name}.weight"].shape, FP8) for name in layers}
     scales = (f"{name}.{scale}" for name in layers for scale in ("weight_scale", "input_scale"))
     return forms | dict.fromkeys(scales, TensorForm((), "float32"))

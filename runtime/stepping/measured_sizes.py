@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from d3llm_trt.errors import BuildError, EngineError
+from d3llm_trt.dtypes import dtype_name, torch_dtype
+from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.files import cache_directory, replace_file
 from d3llm_trt.model.packing import TensorForm, layer_linears, packed_tensors
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
@@ -94,7 +95,7 @@ def layer_products(spec: EngineSpec) -> Callable[[int], None]:
     device, dtype = spec.device, spec.dtype
     generator = torch.Generator(device).manual_seed(0)  # the user's own stays as it is
     weights = {
-        name: torch.randn(form.shape, dtype=dtype, device=device, generator=generator).to(getattr(torch, form.dtype))
+        name: torch.randn(form.shape, dtype=dtype, device=device, generator=generator).to(torch_dtype(form.dtype))
         for name, form in _layer_tensors(spec).items()
     }
     cache, tables = torch.empty(0, dtype=dtype, device=device), rotary_tables(spec.model_config, 1)
@@ -111,7 +112,7 @@ def layer_products(spec: EngineSpec) -> Callable[[int], None]:
 
 def _layer_tensors(spec: EngineSpec) -> dict[str, TensorForm]:
     """Weights, biases and scales of the linear layers of one transformer layer."""
-    forms = packed_tensors(spec.model_config, str(spec.dtype).removeprefix("torch."), spec.quantization)
+    forms = packed_tensors(spec.model_config, dtype_name(spec.dtype), spec.quantization)
     return {name: form for name, form in forms.items() if name.rpartition(".")[0] in layer_linears(0)}
 
 
@@ -165,7 +166,7 @@ def _path(layer: Mapping[str, Any]) -> Path | None:
     digest = hashlib.sha256(json.dumps(layer, sort_keys=True).encode()).hexdigest()[:16]
     try:
         return cache_directory() / FOLDER / f"{digest}.json"
-    except BuildError:
+    except ConfigError:
         return None
 
 
