@@ -19,7 +19,7 @@ import torch
 
 from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.bench.random_engine import random_engine
-from d3llm_trt.config import OLDEST_FOR
+from d3llm_trt.gpus import OLDEST_FOR
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.stepping.factory import make_stepper
 from d3llm_trt.runtime.stepping.kernel_stepper import KernelStepper

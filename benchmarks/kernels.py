@@ -137,7 +137,7 @@ class Inputs:
         return cls(shape, given, out, q)
 
     def kernel(self, name: str) -> Launch:
-        params, handle = ops.attention_params(**self.given, out=self.out), library.load()
+        params, handle = ops.attention_params(ops.AttentionInputs(**self.given), self.out), library.load()
         return lambda: handle.launch(name, params, torch.cuda.current_stream().cuda_stream)
 
     def torch_attention(self, repeated: bool) -> Tensor:

@@ -27,7 +27,7 @@ from d3llm_trt.bench.measure import measure, profiled
 from d3llm_trt.bench.peers import peer_seconds
 from d3llm_trt.bench.random_engine import random_engine, random_weights
 from d3llm_trt.bench.simulated import SimulatedAcceptance
-from d3llm_trt.config import OLDEST_FOR
+from d3llm_trt.gpus import OLDEST_FOR
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.stepping.factory import make_stepper

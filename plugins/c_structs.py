@@ -9,7 +9,6 @@ from typing import Any
 
 from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 
-DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3}
 INVALID_ARGUMENT = 1
 
 

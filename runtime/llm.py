@@ -11,12 +11,10 @@ import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from d3llm_trt.engine_source import engine_for
 from d3llm_trt.errors import EngineError, RequestError
 from d3llm_trt.progress import OnProgress, build_progress
 from d3llm_trt.prompts import prompt_list
@@ -24,8 +22,7 @@ from d3llm_trt.runtime.answer import failed_output
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 from d3llm_trt.runtime.engines.base import Engine
-from d3llm_trt.runtime.loading import choose_device, load_engine
-from d3llm_trt.runtime.memory import check_memory
+from d3llm_trt.runtime.loading import choose_device, open_engine
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request, RequestMaker, Sink
 from d3llm_trt.runtime.samples import Samples
@@ -69,21 +66,13 @@ class LLM:
         progress: OnProgress | None = None,
     ) -> None:
         policy, where = parse_policy(cuda_graphs), choose_device(device)
-        if backend not in (None, "torch") and where.type != "cuda":
-            raise EngineError(f"a {backend} plan needs an NVIDIA GPU; for the CPU leave out the backend")
         with _shown(progress) as show:
-            directory, manifest = engine_for(
-                model,
-                backend=backend,
-                dtype=dtype,
-                max_batch_size=max_batch_size,
-                check=partial(check_memory, device=where, max_batch_size=max_batch_size),
-                progress=show,
+            engine, tokenizer = open_engine(
+                model, where, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
             )
-            engine = load_engine(directory, manifest, device=where, max_batch_size=max_batch_size)
             decoder = Decoder(make_stepper(engine, policy))
             decoder.warm_up(show)
-        self._start(decoder, Tokenizer.load(directory))
+        self._start(decoder, tokenizer)
 
     @classmethod
     def over(cls, engine: Engine, tokenizer: Tokenizer | None = None, cuda_graphs: str | None = None) -> LLM:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import Family, ModelConfig
+from d3llm_trt.plugins.reference import COARSE_EPS, FINE_EPS
 from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings, dtype_of, extent_of, shape_of
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
@@ -18,7 +19,6 @@ from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 NO_TOKEN = -1  # matches no id on a canvas
 NO_PASS = -1
 GIVEN, MASKED = -1, 0  # in commit_steps; the number of a pass otherwise
-FINE_EPS, COARSE_EPS = 1e-12, 1e-8  # inside the logarithm of the entropy (spec T10)
 
 Part = TypeVar("Part", RequestSettings, RequestProgress)
 

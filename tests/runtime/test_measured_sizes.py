@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from d3llm_trt.bench.random_engine import random_engine
 from d3llm_trt.bench.simulated import SimulatedAcceptance
+from d3llm_trt.model.config import FAMILIES, Family
+from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.stepping.buckets import token_sizes
 from d3llm_trt.runtime.stepping.factory import make_stepper
 from d3llm_trt.runtime.stepping.kernel_stepper import KernelStepper
@@ -23,10 +27,12 @@ from d3llm_trt.runtime.stepping.measured_sizes import (
     MOST_MEASURED,
     MOST_PADDING,
     Seconds,
+    layer_products,
     measured_sizes,
     sizes_for,
     worthwhile_sizes,
 )
+from examples.tiny_d3llm.network import tiny_config
 from tests.support.engines import cpu_engine
 from tests.support.golden_cases import GOLDEN
 
@@ -134,9 +140,17 @@ def test_where_nothing_can_be_measured_all_sizes_stay(cache: Path, caplog: pytes
 def test_engines_without_large_products_keep_all_sizes(cache: Path) -> None:
     tiny = cpu_engine(GOLDEN / "dream_tiny", 1)
     assert sizes_for(tiny, SIZES) == SIZES and not cache.exists()
-    tiny.kv_cache.zero_()
-    tiny.run_products(3)  # what would be timed
-    assert not tiny.kv_cache.any()
+
+
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_products_of_one_layer_are_run(family: Family, quantization: str | None) -> None:
+    config, cpu = tiny_config(family), torch.device("cpu")
+    spec = EngineSpec(config, "torch", torch.bfloat16, cpu, 1, 64, 64, quantization)
+    weights = [shape for name, shape in config.tensor_shapes().items() if name.startswith("layers.0")]
+    with FlopCounterMode(display=False) as counter:
+        layer_products(spec)(3)
+    assert counter.get_total_flops() == sum(2 * 3 * math.prod(shape) for shape in weights if len(shape) == 2)
 
 
 @pytest.mark.gpu
