@@ -55,7 +55,7 @@ class Answer:
         return request.stream or request.canvas or bool(stops)
 
     def output(self, canvas: Sequence[int], steps: Sequence[int], *, done: bool) -> RequestOutput:
-        """The committed prefix of the answer; all of it if ``done``. It is finished too once a stop that was named came."""
+        """The committed prefix of the answer, all of it if ``done``; finished too at a stop that the request named."""
         prompt = len(self._request.prompt_token_ids)
         ids, commit_steps = list(canvas[prompt:]), list(steps[prompt:])
         count = commit_steps.index(MASKED) if MASKED in commit_steps else len(ids)
