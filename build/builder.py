@@ -18,7 +18,7 @@ from filelock import FileLock
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import check_target, publish
 from d3llm_trt.build.weights_file import file_bytes, not_resident, open_weights, write_weights
-from d3llm_trt.config import BuildConfig, TensorRTConfig
+from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, ConfigError, EngineError, PluginError
 from d3llm_trt.files import cache_directory
 from d3llm_trt.manifest import (
@@ -39,12 +39,11 @@ from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
 from d3llm_trt.progress import OnProgress
 from d3llm_trt.prompts import read_prompt_file
-from d3llm_trt.tensorrt_module import load_tensorrt, require_version
+from d3llm_trt.tensorrt_module import check_tensorrt, load_tensorrt
 from d3llm_trt.version import __version__
 
 SPARE_BYTES = 64 << 20
 UNQUANTIZED_FILE = "unquantized.safetensors"
-OLDEST_NATIVE = "11.0"  # whose attention ends at lengths
 FREE_SPACE = "free some space, or choose another directory"
 
 
@@ -95,17 +94,12 @@ def _check_place(checkpoint: Checkpoint, target: Path, settings: BuildConfig, ov
     except OSError as error:
         raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
     if settings.tensorrt is not None:
-        _check_tensorrt(settings.backend, settings.tensorrt)
+        check_tensorrt(settings.backend, settings.tensorrt.attention)
+    if settings.backend == "tensorrt" and not torch.cuda.is_available():
+        raise BuildError(
+            "tensorrt builds on the GPU that a plan is for, and there is none; choose tensorrt-rtx or torch"
+        )
     _plugin_facts(settings)
-
-
-def _check_tensorrt(backend: str, options: TensorRTConfig) -> None:
-    """Raise EngineError without a TensorRT that has what the plan is made of."""
-    trt = load_tensorrt(backend)
-    if backend == "tensorrt" and options.attention == "native":
-        needs = f"attention is 'native', which needs TensorRT {OLDEST_NATIVE} or newer"
-        fix = f"choose plugin, or pip install 'tensorrt-cu13>={OLDEST_NATIVE}'"
-        require_version(trt, OLDEST_NATIVE, needs, fix)
 
 
 def _plugin_facts(settings: BuildConfig) -> PluginFacts | None:

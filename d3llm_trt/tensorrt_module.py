@@ -22,7 +22,8 @@ PACKAGES = {
     "tensorrt": Package("tensorrt", "tensorrt-cu13", "10.15.1"),
     "tensorrt-rtx": Package("tensorrt_rtx", "tensorrt-rtx-cu13", "1.7"),
 }
-LEAN = Package("tensorrt_lean", "tensorrt-lean-cu13", "10.15.1")
+LEAN = "tensorrt_lean"
+OLDEST_NATIVE = "11.0"  # the first full TensorRT whose own attention ends at lengths
 
 
 def load_tensorrt(backend: str, *, lean: bool = False) -> Any:
@@ -36,24 +37,30 @@ def load_tensorrt(backend: str, *, lean: bool = False) -> Any:
     needs = f"backend {backend!r} needs {package.name} {package.oldest} or newer"
     install = f"pip install '{package.name}>={package.oldest}'"
     try:
-        module = _import_first((package, LEAN) if lean and backend == "tensorrt" else (package,))
+        module = _import_first((package.module, LEAN) if lean and backend == "tensorrt" else (package.module,))
     except ImportError as error:
         raise EngineError(f"{needs}: {error}; {install}") from error
     require_version(module, package.oldest, needs, install)
     return module
 
 
-def _import_first(packages: tuple[Package, ...]) -> Any:
-    """The first module that can be imported. Raises the first one's ImportError."""
-    try:
-        return import_module(packages[0].module)
-    except ImportError:
-        for other in packages[1:]:
-            try:
-                return import_module(other.module)
-            except ImportError:
-                continue
-        raise
+def _import_first(names: tuple[str, ...]) -> Any:
+    """The first module that can be imported. Raises the ImportError of the first one if none can."""
+    errors = []
+    for name in names:
+        try:
+            return import_module(name)
+        except ImportError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def check_tensorrt(backend: str, attention: str | None) -> None:
+    """Raise EngineError without a TensorRT that has what a plan of ``backend`` with this ``attention`` is made of."""
+    trt = load_tensorrt(backend)
+    if backend == "tensorrt" and attention == "native":
+        needs = f"attention is 'native', which needs TensorRT {OLDEST_NATIVE} or newer"
+        require_version(trt, OLDEST_NATIVE, needs, f"choose plugin, or pip install 'tensorrt-cu13>={OLDEST_NATIVE}'")
 
 
 def require_version(trt: Any, oldest: str, needs: str, fix: str) -> None:
