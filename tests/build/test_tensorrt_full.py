@@ -93,13 +93,13 @@ def test_the_timing_cache_is_kept_between_builds(config: Any, tmp_path: Path) ->
         _load_timing_cache(config, str(tmp_path / "none" / "timing"))
 
 
-def packed_network(model: ModelConfig) -> tuple[Any, BuiltNetwork, TensorRTConfig]:
+def packed_network(model: ModelConfig, quantization: str | None = None) -> tuple[Any, BuiltNetwork, TensorRTConfig]:
     """The network with our plugin, on TensorRT for RTX's layers but for the plugin's own. The builder comes first."""
     weights = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in model.tensor_shapes().items()}
-    asked = BuildConfig("tensorrt", "bfloat16", 4, 64, 128).resolved(64, "bfloat16")
+    asked = BuildConfig("tensorrt", "bfloat16", 4, 64, 128, quantization).resolved(64, "bfloat16")
     assert asked.tensorrt is not None
     builder, _ = make_builder(TRT)
-    lowered = lowered_weights(model, weights, None)
+    lowered = lowered_weights(model, weights, quantization)
     built = build_network(TRT, builder, model, lowered, torch.bfloat16, plan_sizes(asked), asked.tensorrt)
     return builder, built, asked.tensorrt
 
