@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from d3llm_trt import BuildConfig
-from d3llm_trt.build.tensorrt.compile import _set_options, compile_plan, make_builder, make_messages
+from d3llm_trt import BuildConfig, build_engine
+from d3llm_trt.build.tensorrt.compile import compile_plan, make_builder, make_messages
 from d3llm_trt.build.tensorrt.network import build_network
 from d3llm_trt.build.tensorrt.plan import lowered_weights, plan_sizes
 from d3llm_trt.config import TensorRTConfig
@@ -28,6 +29,7 @@ from d3llm_trt.manifest import Manifest
 from d3llm_trt.runtime.engines.tensorrt_session import TensorRTSession, open_plan, plan_layers, refit
 from tests.build.test_tensorrt_full import MODEL, packed_network, written
 from tests.support import tensorrt_wheels
+from tests.support.golden_cases import GOLDEN
 from tests.support.tensorrt_api import Use
 from tests.support.tensorrt_doubles import PlanDouble, cache_double, give_creator, give_plugin_layers, refitting
 from tests.support.tensorrt_uses import NOTED, Double, RecordedModule, add_method, record_classes
@@ -74,12 +76,13 @@ def packed_plan(patch: pytest.MonkeyPatch, folder: Path) -> None:
     compile_plan(trt, builder, make_builder(trt)[1], built, asked, folder / "plan")
 
 
-def targets_of_rtx(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """The GPUs that a plan of TensorRT for RTX is for."""
+def real_build(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A whole build by TensorRT for RTX, from a checkpoint to a plan for two kinds of GPU."""
     record_classes(real, patch, (RTX,))
-    trt = RecordedModule(real, (RTX,))
-    builder, _ = make_builder(trt)
-    _set_options(trt, builder.create_builder_config(), TensorRTConfig(compute_capabilities=("8.9", "12.0")))
+    patch.setitem(sys.modules, "tensorrt_rtx", RecordedModule(real, (RTX,)))
+    options = TensorRTConfig(compute_capabilities=("8.9", "12.0"), token_buckets=(32,))
+    asked = BuildConfig("tensorrt-rtx", "bfloat16", 1, 32, tensorrt=options)
+    build_engine(GOLDEN / "llada_tiny", folder / "engine", asked)
 
 
 def plans_at_run_time(patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -115,7 +118,7 @@ def plans_of_rtx(patch: pytest.MonkeyPatch, folder: Path) -> None:
     session.close()
 
 
-SCENARIOS = (native_networks, packed_plan, targets_of_rtx, plans_at_run_time, plans_of_rtx)
+SCENARIOS = (native_networks, packed_plan, real_build, plans_at_run_time, plans_of_rtx)
 
 
 @functools.cache
