@@ -42,7 +42,7 @@ class PlanDouble:
         """The ICudaEngine; ``methods`` are further ones, or take the place of its own."""
         names = [*self.profiles[0], *self.outputs]
         mode = self.trt.TensorIOMode
-        own = {
+        own: dict[str, Callable[..., Any]] = {
             "get_tensor_name": lambda number: names[number],
             "get_tensor_mode": lambda name: mode.OUTPUT if name in self.outputs else mode.INPUT,
             "get_tensor_profile_shape": lambda name, number: list(map(self.trt.Dims, self.profiles[number][name])),
@@ -161,7 +161,7 @@ def refitting(trt: ModuleType, names: list[str], given: dict[str, Any], fits: tu
         return True
 
     def refitter(engine: Any, logger: Any) -> Double:
-        methods = {
+        methods: dict[str, Callable[..., Any]] = {
             "get_all_weights": lambda: names,
             "set_named_weights": set_named_weights,
             "get_missing_weights": lambda: [name for name in names if name not in given],

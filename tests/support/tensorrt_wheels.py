@@ -70,7 +70,7 @@ def _front(name: str) -> Path:
     for library, functions in STUBS.items() if name in FULL else ():
         source = "".join(f"void* {function}(void) {{ return 0; }}\n" for function in functions)
         target = folder / f"lib{library}.so.{VERSIONS[name].split('.')[0]}"
-        command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", target]
+        command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(target)]
         subprocess.run(command, input=source, text=True, check=True)
     return folder
 

@@ -40,7 +40,7 @@ def said_of(directory: Path, lean: bool) -> Iterator[tuple[str, str]]:
     manifest, plan = load_manifest(directory), (directory / PLAN_FILE).read_bytes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # The plan's GPU, whatever is here: TensorRT itself must say what is wrong.
-    torch.cuda.get_device_capability = lambda device=None: TARGET  # type: ignore[assignment]
+    torch.cuda.get_device_capability = lambda device=None: TARGET
     trt = load_tensorrt("tensorrt", lean=True) if lean else load_tensorrt(manifest.backend)
     manifest = replace(manifest, backend_version=trt.__version__)
     cases = [(name, manifest, data) for name, data in wrong_plans(plan).items()]
