@@ -6,6 +6,7 @@ TensorRT for RTX reads a plan's head without a GPU. The lean runtime of TensorRT
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import torch
 from d3llm_trt import BuildConfig, build_engine
 from d3llm_trt.config import TensorRTConfig
 from d3llm_trt.errors import EngineError
-from d3llm_trt.manifest import PLAN_FILE, load_manifest, verify_files
+from d3llm_trt.manifest import PLAN_FILE, Manifest, load_manifest, verify_files, write_manifest
+from d3llm_trt.model.config import ModelConfig
 from tests.support import tensorrt_wheels
 from tests.support.golden_cases import GOLDEN
 from tests.support.plugin_libraries import plugin_libraries
@@ -31,12 +33,17 @@ WORDS = {
     "no offsets": "Serialization assertion",
 }
 LEAN_VERSION = "11.4.0.106"
+MODEL = ModelConfig("llada", 32, 16, 32, 2, 2, 2, 8, 1e-5, 1e4, 64, 31, 1, 1)
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
     """A small engine of TensorRT for RTX."""
     pytest.importorskip("tensorrt_rtx")
+    return rtx_engine(tmp_path)
+
+
+def rtx_engine(tmp_path: Path) -> Path:
     options = TensorRTConfig(compute_capabilities=("8.9",), token_buckets=(64,))
     asked = BuildConfig("tensorrt-rtx", "bfloat16", 1, 64, tensorrt=options)
     return build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", asked)
@@ -53,8 +60,8 @@ def said_of_plans(name: str, engine: Path) -> dict[str, str]:
 def test_a_damaged_plan_is_told_with_tensorrts_own_words(engine: Path) -> None:
     version = load_manifest(engine).backend_version
     said = said_of_plans(RTX, engine)
-    old = f"was built with TensorRT 1.0, and {version} is installed; install tensorrt-rtx-cu13 1.0, or build"
-    assert old in said.pop("of version 1.0")
+    newer = f"was built with TensorRT 99.0, and {version} is installed; install tensorrt-rtx-cu13 99.0, or build"
+    assert newer in said.pop("of version 99.0")
     whole = said.pop("as it is")
     assert torch.cuda.is_available() or "cudaError 35" in whole
     for name, words in WORDS.items():
@@ -73,6 +80,20 @@ def test_a_truncated_plan_does_not_reach_tensorrt(engine: Path) -> None:
 
 
 # The lean runtime
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A directory that says it is a version-compatible engine; its plan is one of TensorRT for RTX, or made up."""
+    path = tmp_path / "foreign"
+    path.mkdir()
+    options = TensorRTConfig(attention="native", version_compatible=True)
+    asked = BuildConfig("tensorrt", "bfloat16", 1, 64, tensorrt=options).resolved(64, "bfloat16")
+    write_manifest(path, Manifest(MODEL, asked, LEAN_VERSION, "", "", {}, ("8.9",)))
+    made_up = b"ptrt" + bytes(range(256)) * 64
+    plan = rtx_engine(tmp_path) / PLAN_FILE if find_spec("tensorrt_rtx") else None
+    (path / PLAN_FILE).write_bytes(plan.read_bytes() if plan else made_up)
+    return path
 
 
 PLUGIN = """
@@ -114,24 +135,23 @@ def test_the_lean_runtime_makes_our_plugin(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a driver")
-def test_the_lean_runtime_without_a_driver_is_an_error_and_no_crash(engine: Path) -> None:
+def test_the_lean_runtime_without_a_driver_is_an_error_and_no_crash(foreign: Path) -> None:
     """What TensorRT gives then crashes where it is used, and where it is freed."""
     tensorrt_wheels.require(LEAN)
-    said = said_of_plans(LEAN, engine)
-    assert "install tensorrt-rtx-cu13 1.0" in said.pop("of version 1.0")
+    said = said_of_plans(LEAN, foreign)
+    assert "install tensorrt-cu13 99.0" in said.pop("of version 99.0")
     for text in said.values():
         assert text.startswith(f"TensorRT {LEAN_VERSION} gave no runtime: ") and "\n" not in text
         assert "CUDA initialization failure with error: 35" in text and "update the NVIDIA driver" in text
 
 
 @pytest.mark.gpu
-def test_the_lean_runtime_refuses_plans_that_it_cannot_run(engine: Path) -> None:
-    """Among them a sound one of TensorRT for RTX."""
+def test_the_lean_runtime_refuses_plans_that_it_cannot_run(foreign: Path) -> None:
     tensorrt_wheels.require(LEAN)
-    said = said_of_plans(LEAN, engine)
-    said.pop("of version 1.0")
+    said = said_of_plans(LEAN, foreign)
+    assert "install tensorrt-cu13 99.0" in said.pop("of version 99.0")
     for text in said.values():
-        start = f"{engine / PLAN_FILE}: TensorRT {LEAN_VERSION} cannot load it: "
+        start = f"{foreign / PLAN_FILE}: TensorRT {LEAN_VERSION} cannot load it: "
         assert text.startswith(start) and "no message" not in text and "\n" not in text
 
 
