@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 CXX_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp plugins/*/*/*.cu plugins/*/*/*.h plugins/*/*/*.cpp)
 SOURCES := d3llm_trt build plugins runtime tests examples benchmarks setup.py
 
-.PHONY: demo test lint format types plugins triton clean help
+.PHONY: demo test lint format types plugins bindings triton clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,18 @@ $(TRITON)/.ready: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) nvidia-pytriton==0.7.0
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" \
 	  > $$(ls -d $(TRITON)/venv/lib/python3*/site-packages)/project.pth
+	touch $@
+
+# What tests know of TensorRT: the Python bindings of full TensorRT, whose libraries are not on PyPI, and the whole lean
+# runtime. They are not installed: each is a folder of its own, which one process imports.
+BINDINGS := out/tensorrt-bindings
+bindings: $(patsubst %,$(BINDINGS)/%/.ready,10.15.1.29 11.0.0.114 11.4.0.106 lean) ## real TensorRT APIs for the tests
+
+$(BINDINGS)/lean/.ready: WHEELS := tensorrt-lean-cu13-libs==11.4.0.106 tensorrt-lean-cu13-bindings==11.4.0.106
+$(BINDINGS)/%/.ready: WHEELS = tensorrt-cu13-bindings==$*
+$(BINDINGS)/%/.ready: | $(READY)
+	rm -rf $(@D)
+	$(PIP) --no-deps --target $(@D) $(WHEELS)
 	touch $@
 
 clean: ## remove everything that is made here

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import FREE_SPACE, check_target, writing
 from d3llm_trt.build.quantize import check_sizes
@@ -17,7 +19,7 @@ from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import packed_tensors
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
 from d3llm_trt.prompts import read_prompt_file
-from d3llm_trt.tensorrt_module import load_tensorrt
+from d3llm_trt.tensorrt_module import check_tensorrt
 
 SPARE_BYTES = 64 << 20
 
@@ -58,8 +60,12 @@ def check_place(checkpoint: Checkpoint, target: Path, settings: EngineConfig, *,
     with writing(target):
         check_target(target, overwrite)
         _check_space(target, _engine_bytes(checkpoint.config, settings))
-    if settings.backend != "torch":
-        load_tensorrt(settings.backend)
+    if settings.tensorrt is not None:
+        check_tensorrt(settings.backend, settings.tensorrt.attention)
+    if settings.backend == "tensorrt" and not torch.cuda.is_available():
+        raise BuildError(
+            "tensorrt builds on the GPU that a plan is for, and there is none; choose tensorrt-rtx or torch"
+        )
     plugin_facts(settings)
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.support.golden_cases import read_cases
 from tests.support.tiny_models import ROOT
 
+TENSORRTS_WORDS = {"CUDA initialization failure with error: 35"}
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "tiny_d3llm" / "README.md"]
 
@@ -46,6 +47,25 @@ def test_a_gpu_answers_as_the_cpu_does_and_graphs_change_no_token() -> None:
 def test_tables_of_measured_numbers_are_made_from_the_results() -> None:
     check = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
     assert subprocess.run(check, capture_output=True, text=True, check=False).stderr == ""
+
+
+def test_errors_are_quoted_as_they_are_raised() -> None:
+    """What docs/tensorrt.md explains; … stands for what differs from case to case."""
+    text = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    table = text.split("## What an error means")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.*?`.*?) \|", table, re.MULTILINE)
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for room in ("build", "runtime", "plugins", "d3llm_trt")
+        for path in (ROOT / room).rglob("*.py")
+    )
+    # What is written into a message: a version, a package, a backend.
+    source = re.sub(r"\{[^{}]*\}", "…", sources)
+    known = re.compile(r"\d+\.\d+(\.\d+)*|tensorrt-cu13|'tensorrt'")
+    quoted = [quote for row in rows for quote in re.findall(r"`([^`]+)`", row) if " " in quote]
+    assert len(quoted) > 20
+    parts = {part.strip() for quote in quoted for part in known.sub("…", quote).split("…")}
+    assert {part for part in parts if part not in source and part not in TENSORRTS_WORDS} == set()
 
 
 def test_the_number_of_golden_cases() -> None:

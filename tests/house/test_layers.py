@@ -13,7 +13,8 @@ from tests.support.tiny_models import ROOT
 TENSORRT = ("tensorrt", "tensorrt_rtx")
 # From the ground up: a room imports from its own floor and from those below. The longest prefix decides.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version", "strict_json", "settings", "files", "progress", "tensorrt_module", "dtypes", "gpus"),
+    ("errors", "version", "strict_json", "settings", "files", "progress", "dtypes", "gpus"),
+    ("tensorrt_module", "tensorrt_objects"),
     ("config",),
     ("plugins",),
     ("model",),
