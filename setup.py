@@ -19,7 +19,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
-TIME = "half a minute for one kind of GPU, two minutes for all: D3LLM_CUDA_ARCHITECTURES chooses"
+TIME = "half a minute for one kind of GPU, a minute or two for all: D3LLM_CUDA_ARCHITECTURES chooses"
 
 
 def wanted() -> bool:
