@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from d3llm_trt.build.checkpoint_config import model_config
-from d3llm_trt.build.weights_file import DOWNLOAD_AGAIN, TORCH_DTYPES, WeightsFile, is_finite, open_weights
+from d3llm_trt.build.weights_file import DOWNLOAD_AGAIN, WeightsFile, is_finite, open_weights
+from d3llm_trt.dtypes import CHECKPOINT_DTYPES
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.files import require_directory
 from d3llm_trt.model.config import Family, ModelConfig
 from d3llm_trt.strict_json import parse_object, read_bytes
 
 CONFIG_FILE, SINGLE_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 FULL_HASH_BYTES = 1 << 30
 SAMPLES, SAMPLE_BYTES = 8, 16 << 10
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
@@ -237,14 +237,14 @@ def _check_index(index: dict[str, str], files: list[WeightsFile], problems: list
 def _check_dtypes(files: list[WeightsFile], problems: list[str]) -> str:
     """The one dtype of all tensors: that of most of them where they differ, which is a problem."""
     dtypes = [entry.dtype for file in files for entry in file.tensors.values()]
-    allowed = [dtype for dtype in dtypes if dtype in TORCH_DTYPES]
+    allowed = [dtype for dtype in dtypes if dtype in CHECKPOINT_DTYPES]
     usual = max(sorted(set(allowed)), key=allowed.count) if allowed else ""
     expected = f"{usual} as the others are" if usual else "BF16, F16 or F32"
     for file in files:
         for name, entry in file.tensors.items():
             if entry.dtype != usual:
                 problems.append(f"{file.path.name}: tensor {name} is {entry.dtype}; expected {expected}")
-    return DTYPES.get(usual, "")
+    return CHECKPOINT_DTYPES.get(usual, "")
 
 
 def _check_tensors(config: ModelConfig, files: list[WeightsFile], problems: list[str]) -> None:

@@ -6,18 +6,17 @@ import ctypes
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from d3llm_trt.errors import BuildError
-from d3llm_trt.manifest import FORMAT, MANIFEST_FILE
+from d3llm_trt.manifest import FORMAT, MANIFEST_FILE, glance
 
+FREE_SPACE = "free some space, or choose another directory"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
@@ -41,6 +40,15 @@ def publish(target: Path, write: Callable[[Path], None], *, overwrite: bool = Fa
         _move(workspace, target, overwrite)
         _sync_directory(target.parent)
     return target
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns an error of the system into a BuildError that names ``target``."""
+    try:
+        yield
+    except OSError as error:
+        raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -67,11 +75,8 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 def _engine_files(target: Path) -> set[str] | None:
     """Names in the engine at ``target``, of whatever version and however damaged; None if it is no engine."""
-    try:
-        values: Any = json.loads((target / MANIFEST_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = glance(target)
+    if values.get("format") != FORMAT:
         return None
     files = values.get("files")
     return {MANIFEST_FILE, *(files if isinstance(files, dict) else ())}

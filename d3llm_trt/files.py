@@ -6,7 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from d3llm_trt.errors import BuildError, ConfigError
+from d3llm_trt.errors import ConfigError
 from d3llm_trt.settings import require
 
 
@@ -33,7 +33,7 @@ def check_picture_path(what: str, path: Path, suffixes: tuple[str, ...], without
 def cache_directory() -> Path:
     """``$D3LLM_TRT_CACHE``, or ``$XDG_CACHE_HOME/d3llm-trt``, or ``~/.cache/d3llm-trt``.
 
-    Raises BuildError where there is none of them.
+    Raises ConfigError where there is none of them.
     """
     if own := os.environ.get("D3LLM_TRT_CACHE"):
         return Path(own).absolute()
@@ -43,7 +43,7 @@ def cache_directory() -> Path:
     try:
         return Path.home() / ".cache" / "d3llm-trt"
     except RuntimeError as error:
-        raise BuildError("there is no home directory for the cache; set D3LLM_TRT_CACHE to a directory") from error
+        raise ConfigError("there is no home directory for the cache; set D3LLM_TRT_CACHE to a directory") from error
 
 
 def replace_file(path: Path, data: bytes) -> None:

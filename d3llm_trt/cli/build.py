@@ -69,7 +69,7 @@ def tensorrt_options(command: Command) -> Command:
 def build(checkpoint: Path, output: Path, overwrite: bool, as_json: bool, **settings: Any) -> None:
     """Turn the d3LLM CHECKPOINT directory into an engine directory."""
     config = _config(settings)
-    from d3llm_trt.build.builder import check_build
+    from d3llm_trt.build.check import check_build
     from d3llm_trt.capacity import estimate
     from d3llm_trt.cli.inspect import engine_facts, print_facts
     from d3llm_trt.progress import build_progress
