@@ -89,6 +89,14 @@ def test_links_lead_somewhere_and_nothing_is_left_to_fill_in(path: Path) -> None
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
+def test_the_design_names_files_that_exist() -> None:
+    rooms = ("build", "d3llm_trt", "plugins", "runtime", "tests", "benchmarks")
+    files = [f"/{path.relative_to(ROOT)}" for room in rooms for path in (ROOT / room).rglob("*.*")]
+    named = re.findall(r"`([a-z_/0-9]+\.(?:py|h|cu))`", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
+    assert len(named) > 100
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
+
+
 def anchors(path: Path) -> set[str]:
     """What a document's headings are called in links to them."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
