@@ -205,6 +205,7 @@ def _prompt_facts(settings: BuildConfig) -> FileFacts | None:
 
 
 def _write_weights(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: OnProgress | None) -> FileFacts:
+    checkpoint.warn_of_casts(settings.dtype)
     forms = packed_tensors(checkpoint.config, settings.dtype)
     tensors = _reported("pack weights", checkpoint.packed_tensors(), forms, progress)
     try:

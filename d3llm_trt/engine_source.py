@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.files import require_directory
+from d3llm_trt.lookalikes import refuse_other_directory
 from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Check, Manifest, is_engine, load_manifest, verify_files
 from d3llm_trt.progress import OnProgress
 from d3llm_trt.settings import is_integer, require
@@ -31,7 +33,9 @@ def engine_for(
     """
     path = Path(model)
     require_directory(path, EngineError, GIVE_EITHER)
-    if not (path / MANIFEST_FILE).exists():
+    if not is_engine(path):
+        refuse_other_directory(path)
+    if not os.path.lexists(path / MANIFEST_FILE):
         raise EngineError(f"{path}: has no {MANIFEST_FILE}; {GIVE_EITHER}")
     if is_engine(path):
         manifest = load_manifest(path)

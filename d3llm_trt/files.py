@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 from d3llm_trt.errors import BuildError, ConfigError
+from d3llm_trt.lookalikes import absence
 from d3llm_trt.settings import require
 
 
 def require_directory(path: Path, error: type[Exception], fix: str) -> None:
     """Raise ``error`` saying what ``path`` is, and ``fix``, unless it is a directory."""
     if not path.is_dir():
-        state = "not a directory" if path.exists() else "no such directory"
+        state = "not a directory" if path.exists() else absence(path) if path.is_symlink() else "no such directory"
         raise error(f"{path}: {state}; {fix}")
 
 

@@ -13,7 +13,7 @@ from tests.support.tiny_models import ROOT
 TENSORRT = ("tensorrt", "tensorrt_rtx")
 # From the ground up: a room imports from its own floor and from those below. The longest prefix decides.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version", "strict_json", "settings", "files", "progress", "tensorrt_module"),
+    ("errors", "version", "lookalikes", "strict_json", "settings", "files", "progress", "tensorrt_module"),
     ("config", "prompts"),
     ("plugins",),
     ("model",),
