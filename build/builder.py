@@ -41,10 +41,12 @@ from d3llm_trt.progress import OnProgress
 from d3llm_trt.prompts import read_prompt_file
 from d3llm_trt.tensorrt_module import load_tensorrt
 from d3llm_trt.version import __version__
+from d3llm_trt.workspaces import require_writable
+from d3llm_trt.write_errors import FREE_SPACE, cause_and_advice, writing
 
 SPARE_BYTES = 64 << 20
 UNQUANTIZED_FILE = "unquantized.safetensors"
-FREE_SPACE = "free some space, or choose another directory"
+ELSEWHERE = "choose another directory"
 
 
 def build_engine(
@@ -88,11 +90,10 @@ def _check_place(checkpoint: Checkpoint, target: Path, settings: BuildConfig, ov
         from d3llm_trt.build.quantize import check_sizes
 
         check_sizes(checkpoint.config)
-    try:
+    with writing(target, BuildError, ELSEWHERE):
         check_target(target, overwrite)
+        require_writable(Path(os.path.realpath(target)).parent)
         _check_space(target, _engine_bytes(checkpoint.config, settings))
-    except OSError as error:
-        raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
     if settings.backend != "torch":
         load_tensorrt(settings.backend)
     _plugin_facts(settings)
@@ -131,10 +132,8 @@ def _check_prompt_file(path: Path) -> None:
 def _build(
     checkpoint: Checkpoint, target: Path, settings: BuildConfig, overwrite: bool, progress: OnProgress | None
 ) -> Path:
-    try:
+    with writing(target, BuildError, ELSEWHERE):
         return publish(target, lambda path: _write(checkpoint, settings, path, progress), overwrite=overwrite)
-    except OSError as error:
-        raise BuildError(f"{target}: cannot be written: {error}; {FREE_SPACE}") from error
 
 
 def _engine_bytes(config: ModelConfig, settings: BuildConfig) -> int:
@@ -154,7 +153,7 @@ def _check_space(target: Path, size: int) -> None:
     free, wanted = shutil.disk_usage(parent).free, size + SPARE_BYTES
     if free < wanted:
         needs = f"the engine takes {size} bytes and some room to work"
-        raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}")
+        raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}, or {ELSEWHERE}")
 
 
 def _write(checkpoint: Checkpoint, settings: BuildConfig, path: Path, progress: OnProgress | None) -> None:
@@ -293,6 +292,8 @@ def build_cached_engine(
     if check is not None:
         check(checkpoint.config, settings)
     entry = cache_directory() / _cache_key(checkpoint, settings)
+    if _is_good(entry, progress):  # without the lock, which a read-only cache cannot have
+        return entry
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(entry.with_suffix(".lock")):
@@ -303,7 +304,7 @@ def build_cached_engine(
                 _build(checkpoint, entry, settings, False, progress)
     except OSError as error:
         fix = "set D3LLM_TRT_CACHE to a directory that can be written"
-        raise BuildError(f"{entry.parent}: the cache cannot be used: {error}; {fix}") from error
+        raise BuildError(f"{entry.parent}: the cache cannot be used: {cause_and_advice(error, fix)}") from error
     return entry
 
 

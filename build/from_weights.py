@@ -17,6 +17,7 @@ from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.settings import require
 from d3llm_trt.version import __version__
+from d3llm_trt.write_errors import writing
 
 
 def write_engine(
@@ -32,10 +33,8 @@ def write_engine(
     """
     settings = _resolved(config, weights, build_config or BuildConfig())
     target = Path(engine_dir)
-    try:
+    with writing(target, BuildError, "choose another directory"):
         return publish(target, lambda path: _write(path, config, weights, settings))
-    except OSError as error:
-        raise BuildError(f"{target}: cannot be written: {error}; choose another directory") from error
 
 
 def _resolved(config: ModelConfig, weights: Mapping[str, Tensor], given: BuildConfig) -> BuildConfig:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from d3llm_trt.build.chat_templates import warn_of_other_template
 from d3llm_trt.errors import CheckpointError
-from d3llm_trt.lookalikes import absence, other_content
+from d3llm_trt.lookalikes import absence, other_content, unreadable
 from d3llm_trt.model.config import Family, ModelConfig
 from d3llm_trt.settings import is_integer
 from d3llm_trt.strict_json import read_object
@@ -294,7 +294,9 @@ def _read_text(path: Path) -> str:
         if (other := other_content(data, "merges")) is not None:
             raise CheckpointError(f"{path}: {other.cause}; {other.fix or COPY_AGAIN}")
         return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: {unreadable(path, error, COPY_AGAIN)}") from error
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; {COPY_AGAIN}") from error
 
 

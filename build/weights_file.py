@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from d3llm_trt.errors import CheckpointError
-from d3llm_trt.lookalikes import absence, other_content
+from d3llm_trt.lookalikes import absence, other_content, unreadable
 from d3llm_trt.manifest import FileFacts
 from d3llm_trt.model.packing import TensorForm
 from d3llm_trt.settings import is_integer
@@ -67,7 +67,7 @@ class WeightsFile:
                     _check(len(piece) == end - begin, self.path, "changed while it was read")
                     yield piece
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}; {DOWNLOAD_AGAIN}") from error
+            raise CheckpointError(f"{self.path}: {unreadable(self.path, error, DOWNLOAD_AGAIN)}") from error
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor that shares memory with the mapped file. Writing to it does not change the file."""
@@ -144,7 +144,7 @@ def open_weights(path: Path) -> WeightsFile:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: {absence(path)}; {DOWNLOAD_AGAIN}") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; {DOWNLOAD_AGAIN}") from error
+        raise CheckpointError(f"{path}: {unreadable(path, error, DOWNLOAD_AGAIN)}") from error
     _check(len(header) == length, path, "changed while it was read")
     values = parse_object(header, f"{path}: header", CheckpointError, DOWNLOAD_AGAIN)
     return WeightsFile(path, status.st_size, header, _entries(path, values, _LENGTH.size + length, status.st_size))

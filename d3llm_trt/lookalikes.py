@@ -34,6 +34,15 @@ def absence(path: Path) -> str:
     return f"a link to {target}, which is not there{incomplete}"
 
 
+def unreadable(path: Path, error: OSError, fix: str) -> str:
+    """Why the file at ``path`` cannot be read, and what helps: ``fix``, unless another advice is better."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"{absence(path)}; {fix}"
+    if isinstance(error, PermissionError):
+        fix = "change its permissions, or run as a user who may read it"
+    return f"cannot be read: {error.strerror or error}; {fix}"
+
+
 def other_content(data: bytes, kind: str) -> Lookalike | None:
     """What ``data``, the whole file or its first bytes, is instead of UTF-8 text of this ``kind``; None if unknown."""
     start = data[:64].lstrip()

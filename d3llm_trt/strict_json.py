@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from d3llm_trt.lookalikes import absence, other_content
+from d3llm_trt.lookalikes import other_content, unreadable
 
 MAX_BYTES = 256 << 20
 MAX_DIGITS = 18
@@ -29,10 +29,8 @@ def read_bytes(path: Path, error: type[Exception], fix: str) -> bytes:
         if facts.st_size > MAX_BYTES:
             raise error(f"{path}: {facts.st_size} bytes; allowed: at most {MAX_BYTES}; {fix}")
         return path.read_bytes()
-    except FileNotFoundError as reason:
-        raise error(f"{path}: {absence(path)}; {fix}") from reason
     except OSError as reason:
-        raise error(f"{path}: cannot be read: {reason.strerror or reason}; {fix}") from reason
+        raise error(f"{path}: {unreadable(path, reason, fix)}") from reason
 
 
 def parse_object(

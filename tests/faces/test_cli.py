@@ -180,7 +180,9 @@ def test_files_nested_too_deeply_are_one_line(name: str, tmp_path: Path) -> None
 def test_a_full_disk_and_closed_streams_are_no_tracebacks(engine: Path) -> None:
     for command, code in (
         (f"inspect {engine} > /dev/full", 2),
-        (f"inspect {engine} >&-", 0),
+        (f"inspect {engine} >&-", 2),
+        ("--help >&-", 2),
+        (f"inspect {engine} 1< /dev/null", 2),
         (f"generate {engine} hi --max-tokens 4 2>&-", 0),
     ):
         python = f"{sys.executable} -c 'from d3llm_trt.cli.main import main; main()'"
