@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +32,8 @@ class OneLineErrors(click.Group):
         """Run and exit. Usage errors of click become one line too."""
         try:
             _check_streams()
-            with tidy_end():
+            with tidy_end(), warnings.catch_warnings():
+                warnings.showwarning = _show_warning
                 code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
             sys.stdout.flush()
         except BrokenPipeError:
@@ -88,6 +90,10 @@ def _failed_output(error: OSError) -> int:
     with contextlib.suppress(OSError):
         _closed_pipe()  # what could not be written would be tried again at exit
     return code
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    click.echo("warning: " + " ".join(str(message).split()), err=True)
 
 
 def _fail(message: str) -> int:

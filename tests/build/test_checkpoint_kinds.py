@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from d3llm_trt import LLM, BuildConfig, build_engine
+from d3llm_trt.cli.main import cli
 from d3llm_trt.errors import CheckpointError, D3llmError
 from d3llm_trt.manifest import load_manifest
 from d3llm_trt.tokenizer import Tokenizer
@@ -271,13 +273,22 @@ def test_float32_norms_are_cast_and_that_is_said_once(tmp_path: Path, family: st
     assert load_manifest(tmp_path / "engine").build_config.dtype == dtype
 
 
+def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
+    checkpoint = small(tmp_path, dtype=torch.bfloat16)
+    edit_tensors(checkpoint, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].float()}))
+    result = CliRunner().invoke(cli, ["build", str(checkpoint), "-o", str(tmp_path / "engine")])
+    assert result.exit_code == 0
+    (said,) = [line for line in result.stderr.splitlines() if "float32" in line]
+    assert said.startswith(f"warning: {checkpoint}: norms or biases in float32 (1, such as model.norm.weight)")
+
+
 def test_float32_norms_stay_what_they_are_in_a_float32_engine(tmp_path: Path) -> None:
     checkpoint = small(tmp_path, dtype=torch.bfloat16)
     edit_tensors(checkpoint, lambda t: t.update({"model.norm.weight": torch.full((16,), 1.001)}))
     assert warned(lambda: build(checkpoint, dtype="float32")) == []
     assert torch.equal(weights(tmp_path / "engine")["final_norm.weight"], torch.full((16,), 1.001))
     edit_tensors(checkpoint, lambda t: t.update({"model.norm.weight": torch.full((16,), 1e30)}))
-    with pytest.raises(D3llmError, match=r"'float16'.*final_norm\.weight"):
+    with pytest.raises(D3llmError, match=r"'float16'.*final_norm\.weight"), pytest.warns(match="cast to float16"):
         build(checkpoint, dtype="float16")
 
 
