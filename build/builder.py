@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import check_target, publish
+from d3llm_trt.build.hub import local_directory
 from d3llm_trt.build.weights_file import file_bytes, not_resident, open_weights, write_weights
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import BuildError, ConfigError, EngineError, PluginError
@@ -54,18 +55,22 @@ def build_engine(
     engine_dir: str | Path,
     build_config: BuildConfig | None = None,
     *,
+    revision: str | None = None,
     overwrite: bool = False,
     progress: OnProgress | None = None,
 ) -> Path:
     """Build the checkpoint in ``checkpoint_dir`` into ``engine_dir`` and return that.
 
     Args:
+        checkpoint_dir: a directory, or a model of the Hugging Face Hub as ``org/name`` or ``org/name@revision``.
+        revision: a branch, tag or commit, where ``checkpoint_dir`` is a model of the Hub.
         build_config: what the engine is built for; by default ``BuildConfig()``.
         overwrite: replace an engine that is at ``engine_dir``; never anything else.
         progress: called as ``progress(stage, done, total)``.
 
     Raises CheckpointError, ConfigError or BuildError; ``engine_dir`` is then what it was before.
     """
+    checkpoint_dir = local_directory(checkpoint_dir, revision)
     checkpoint, settings = check_build(checkpoint_dir, engine_dir, build_config, overwrite=overwrite)
     return _build(checkpoint, Path(engine_dir), settings, overwrite, progress)
 

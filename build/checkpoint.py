@@ -131,10 +131,22 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     # Where a file could not be read, tensors that seem to be missing would only hide the reason.
     if config is not None and files:
         check_tensors(config, files, where, problems)
-    if problems or config is None:
+    _refuse(path, problems)
+    assert config is not None
+    return Checkpoint(path, config, dtype, config_bytes, tuple(files))
+
+
+def check_config(path: Path) -> None:
+    """Raise one CheckpointError that lists everything that is wrong with the configuration in ``path``."""
+    problems: list[str] = []
+    _read_config(path, problems)
+    _refuse(path, problems)
+
+
+def _refuse(path: Path, problems: list[str]) -> None:
+    if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise CheckpointError(f"{path}: not a d3LLM checkpoint that this package can build:{listed}")
-    return Checkpoint(path, config, dtype, config_bytes, tuple(files))
 
 
 def _read_config(path: Path, problems: list[str]) -> tuple[ModelConfig | None, bytes]:

@@ -16,6 +16,16 @@ from d3llm_trt.settings import is_integer, require
 GIVE_EITHER = "give an engine or a checkpoint directory"
 
 
+def source_directory(model: str | Path, revision: str | None = None) -> Path:
+    """The directory of ``model``, downloaded first if it names a model of the Hugging Face Hub.
+
+    Raises ConfigError on a revision of something else, CheckpointError if the files cannot be had.
+    """
+    from d3llm_trt.build.hub import local_directory
+
+    return local_directory(model, revision)
+
+
 def engine_for(
     model: str | Path,
     *,
@@ -25,7 +35,7 @@ def engine_for(
     check: Check | None = None,
     progress: OnProgress | None = None,
 ) -> tuple[Path, Manifest]:
-    """The engine directory for ``model`` and its manifest, every file verified.
+    """The engine directory for the directory ``model`` and its manifest, every file verified.
 
     A checkpoint is built into the cache directory first, unless it is there. ``check`` may refuse an engine before
     it is built or read. Raises ConfigError where an engine was built with other settings, EngineError or

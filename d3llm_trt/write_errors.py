@@ -34,6 +34,11 @@ def writing(target: Path, kind: type[D3llmError], elsewhere: str) -> Iterator[No
         raise kind(f"{target}: cannot be written: {cause_and_advice(error, elsewhere)}") from error
 
 
+def is_about_writing(error: OSError) -> bool:
+    """Whether a place that cannot be written is the cause, rather than a network."""
+    return error.errno in _ADVICE
+
+
 def cause_and_advice(error: OSError, elsewhere: str) -> str:
     """The cause, the folder it was met in where that is known, and what to do about it."""
     known = isinstance(error.filename, str) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)

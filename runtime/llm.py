@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from d3llm_trt.engine_source import engine_for
+from d3llm_trt.engine_source import engine_for, source_directory
 from d3llm_trt.errors import D3llmError, EngineError, RequestError
 from d3llm_trt.progress import OnProgress, build_progress
 from d3llm_trt.runtime.answer import failed_output
@@ -34,7 +34,9 @@ class LLM:
 
     Args:
         model: an engine directory, or a Hugging Face checkpoint directory, which is built into the cache directory
-            first (``$D3LLM_TRT_CACHE``, by default ``~/.cache/d3llm-trt``).
+            first (``$D3LLM_TRT_CACHE``, by default ``~/.cache/d3llm-trt``), or a checkpoint of the Hugging Face Hub
+            as ``org/name`` or ``org/name@revision``, which is downloaded before that.
+        revision: a branch, tag or commit, where ``model`` is of the Hub.
         backend: of a checkpoint's engine; an engine directory has its own.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; by default a GPU if there is one.
         dtype: of a checkpoint's engine; by default the checkpoint's.
@@ -52,6 +54,7 @@ class LLM:
         self,
         model: str | Path,
         *,
+        revision: str | None = None,
         backend: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -62,9 +65,10 @@ class LLM:
         where = choose_device(device)
         if backend not in (None, "torch") and where.type != "cuda":
             raise EngineError(f"a {backend} plan needs an NVIDIA GPU; for the CPU leave out the backend")
+        source = source_directory(model, revision)  # before our bars, since a download has its own
         with _shown(progress) as show:
             directory, manifest = engine_for(
-                model,
+                source,
                 backend=backend,
                 dtype=dtype,
                 max_batch_size=max_batch_size,

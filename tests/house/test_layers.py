@@ -15,8 +15,7 @@ TENSORRT = ("tensorrt", "tensorrt_rtx")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "termination"),
     (
-        "lookalikes", "workspaces", "write_errors", "hub", "strict_json", "settings", "files", "progress",
-        "tensorrt_module",
+        "lookalikes", "workspaces", "write_errors", "strict_json", "settings", "files", "progress", "tensorrt_module",
     ),
     ("config", "prompts"),
     ("plugins",),
