@@ -13,6 +13,7 @@ from typing import Any
 from d3llm_trt.build.chat_templates import MORE_TEMPLATES, TEMPLATE_FILE
 from d3llm_trt.errors import CheckpointError, ConfigError
 from d3llm_trt.lookalikes import ADAPTER_CONFIG, refuse_other_directory
+from d3llm_trt.settings import require
 from d3llm_trt.write_errors import cause_and_advice, is_about_writing
 
 MAIN = "main"
@@ -49,6 +50,8 @@ def local_directory(model: str | Path, revision: str | None = None) -> Path:
 
 def _on_hub(model: str | Path, revision: str | None) -> HubCheckpoint | None:
     """What ``model`` names on the Hub; None if it is meant as a directory."""
+    named = revision is None or (isinstance(revision, str) and revision.strip() != "")
+    require(named, "revision", revision, "None, or a branch, a tag or a commit")
     match = None if os.path.lexists(model) else _NAME.fullmatch(str(model))
     if match is None:
         if revision is not None:
@@ -132,6 +135,8 @@ def _explanation(source: HubCheckpoint, errors: Any, error: Exception, file: str
         return f"its terms have to be accepted on its page on the Hub; accept them, and {LOG_IN}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"no such directory, and no such model on the Hub; correct the name, or {LOG_IN} if it is private"
+    if isinstance(error, errors.HFValidationError):
+        return f"no such directory, and no name that the Hub can have: {error}; correct the name"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the Hub has no revision {source.revision!r} of it; name a branch, a tag or a commit"
     if isinstance(error, errors.EntryNotFoundError) and not local:

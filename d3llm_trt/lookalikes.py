@@ -76,7 +76,8 @@ def _refuse_adapter(path: Path, name: str) -> None:
     settings = _adapter_settings(path / ADAPTER_CONFIG)
     kind, base = settings.get("peft_type") or "LoRA", settings.get("base_model_name_or_path")
     of = f" for {base}" if base else ""
-    raise CheckpointError(f"{path}: a {kind} adapter{of} ({name}), not a whole checkpoint; {MERGE_ADAPTER}")
+    fix = "this kind cannot be merged, so give the base model" if "TUNING" in str(kind) else MERGE_ADAPTER
+    raise CheckpointError(f"{path}: a {kind} adapter{of} ({name}), not a whole checkpoint; {fix}")
 
 
 def _adapter_settings(path: Path) -> dict[str, Any]:

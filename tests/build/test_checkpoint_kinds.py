@@ -517,6 +517,14 @@ def test_a_damaged_adapter_is_still_one(tmp_path: Path, content: bytes) -> None:
     assert "adapter" in refusal(folder) and "merge it into its base model" in refusal(folder)
 
 
+def test_an_adapter_that_cannot_be_merged_is_told_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "PREFIX_TUNING"}), encoding="utf-8")
+    assert "a PREFIX_TUNING adapter (adapter_config.json)" in refusal(folder)
+    assert "cannot be merged" in refusal(folder) and "merge_and_unload" not in refusal(folder)
+
+
 def test_an_adapter_beside_the_weights_is_not_ignored(tmp_path: Path) -> None:
     checkpoint = small(tmp_path)
     (checkpoint / "adapter_config.json").write_text(json.dumps(ADAPTER), encoding="utf-8")

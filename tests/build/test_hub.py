@@ -243,6 +243,16 @@ def test_names_and_revisions_that_are_not_there(hub: Hub, dream: Path) -> None:
         build_engine(f"{NAME}@b", "refused", revision="a")
 
 
+@pytest.mark.parametrize("name", ["a--b/c", "org/name.git", f"org/{'n' * 97}"])
+def test_names_that_the_hub_cannot_have(hub: Hub, name: str) -> None:
+    assert f"{name}: no such directory, and no name that the Hub can have" in refusal(name)
+
+
+@pytest.mark.parametrize("revision", ["", " ", 7, ["main"]])
+def test_revisions_of_another_type(hub: Hub, dream: Path, revision: Any) -> None:
+    assert f"revision is {revision!r}; allowed: None, or a branch" in refusal(revision=revision)
+
+
 @pytest.mark.parametrize(
     "name", ["missing", "./a/b", "/a/b", "a/b/c", "~/a", "a/", "../a", "a/b@", "a b/c", ".hidden/a"]
 )

@@ -248,6 +248,13 @@ def test_options_override_the_decoding_file(engine: Path, tmp_path: Path) -> Non
     assert_one_line(run(*args, "--algorithm", "MultiBlock"), "steps is 5")
 
 
+def test_a_byte_order_mark_before_settings_means_nothing(engine: Path, tmp_path: Path) -> None:
+    for name, text in (("d.yaml", "block_size: 8"), ("d.json", '{"block_size": 8}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        options = ["--max-tokens", "8", "--json", "--decoding", tmp_path / name]
+        assert rows(run("generate", engine, QUESTION, *options))
+
+
 def test_stop_options(engine: Path) -> None:
     args = ["generate", engine, QUESTION, "--json", "--stop", "####", "--stop", "away,"]
     (row,) = rows(run(*args))
