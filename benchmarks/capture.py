@@ -19,8 +19,10 @@ import torch
 
 from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.bench.random_engine import random_engine
-from d3llm_trt.config import OLDEST_FOR
+from d3llm_trt.gpus import OLDEST_FOR
 from d3llm_trt.runtime.decoder import Decoder
+from d3llm_trt.runtime.stepping.factory import make_stepper
+from d3llm_trt.runtime.stepping.kernel_stepper import KernelStepper
 
 SCORED, TIMED = 128, 5
 
@@ -31,17 +33,18 @@ def measured(quantization: str | None) -> dict[str, Any]:
     engine = random_engine("llada-8b", device=device, max_batch_size=8, max_seq_len=1280, quantization=quantization)
     torch.cuda.synchronize()
     start = time.perf_counter()
-    decoder = Decoder(engine)
+    stepper = make_stepper(engine)
+    assert isinstance(stepper, KernelStepper)
+    decoder = Decoder(stepper)
     sizes_chosen = time.perf_counter()
     decoder.warm_up()
     captured = time.perf_counter()
-    assert decoder.runner is not None
-    sizes = sorted({bucket.tokens for bucket in decoder.runner.captured})
+    sizes = sorted({bucket.tokens for bucket in stepper.captured})
     times = {tokens: step_milliseconds(decoder, tokens) for tokens in sizes}
     return {
         "seconds": captured - sizes_chosen,
         "seconds_choosing_sizes": sizes_chosen - start,
-        "graphs": len(decoder.runner.captured),
+        "graphs": len(stepper.captured),
         "step_ms_by_tokens": times,
     }
 

@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.plugins import library, ops, reference
 from d3llm_trt.plugins.commit import commit
-from d3llm_trt.runtime.decoding.state import DecodingState, Progress, new_request
-from d3llm_trt.runtime.decoding.step import plan_pass
+from d3llm_trt.plugins.decoding_state import BoundState
+from d3llm_trt.plugins.reference import Selected
+from d3llm_trt.runtime.decoding.state import DecodingState
+from d3llm_trt.runtime.decoding.step import first_pass
 
 Launch = Callable[[], object]
 DTYPE, DIM = torch.bfloat16, 128
@@ -135,7 +137,7 @@ class Inputs:
         return cls(shape, given, out, q)
 
     def kernel(self, name: str) -> Launch:
-        params, handle = ops.attention_params(**self.given, out=self.out), library.load()
+        params, handle = ops.attention_params(ops.AttentionInputs(**self.given), self.out), library.load()
         return lambda: handle.launch(name, params, torch.cuda.current_stream().cuda_stream)
 
     def torch_attention(self, repeated: bool) -> Tensor:
@@ -241,27 +243,23 @@ def select_and_commit_time() -> float:
     """One request whose answer is one block of ROWS masks; each pair of launches has a slot of its own."""
     config = ModelConfig("llada", VOCAB, 4096, 12288, 32, 32, 32, DIM, 1e-5, 5e5, 4096, MASK, 126081, 126081)
     params = SamplingParams(max_tokens=ROWS, decoding=DecodingConfig("FullAttnMultiBlock", block_size=ROWS))
-    settings, progress = new_request(config, [1] * 120, params)
-    progress = plan_pass(config, ["FullAttnMultiBlock"], settings, progress)
+    settings, progress = first_pass(config, [1] * 120, params)
     assert int(progress.candidates.sum()) == ROWS
     state = DecodingState.empty(LAUNCHES, 1024, torch.device("cuda"))
     for slot in range(LAUNCHES):
         state.admit(slot, settings, progress)
+    bound = BoundState(state.settings, state.progress)
     fresh, chosen = state.clone(), progress.candidates[0].nonzero()[:, 0].cuda()
     logits, eps = random_logits(ROWS), settings.entropy_eps.cuda().expand(ROWS).contiguous()
 
     def pair(slot: int, slots: Tensor) -> None:
-        greedy, sampled, entropy, confidence = ops.select(logits[slot % len(logits)], MASK, eps)
-        selected = {"greedy": greedy, "sampled": sampled, "entropy": entropy, "confidence": confidence}
-        where = {"width": progress.canvas.shape[1], "mask_id": MASK, "family": "llada"}
-        commit(vars(state.settings), vars(state.progress), selected, slots, chosen, **where)
-
-    def restore() -> None:
-        for item in fields(Progress):
-            getattr(state.progress, item.name).copy_(getattr(fresh.progress, item.name))
+        selected = Selected(*ops.select(logits[slot % len(logits)], MASK, eps))
+        commit(bound, selected, slots, chosen, width=progress.canvas.shape[1], mask_id=MASK, family="llada")
 
     slots = [torch.tensor([slot], device="cuda") for slot in range(LAUNCHES)]
-    return median_us([partial(pair, slot, slots[slot]) for slot in range(LAUNCHES)], before=restore, repeats=1)
+    return median_us(
+        [partial(pair, slot, slots[slot]) for slot in range(LAUNCHES)], before=partial(state.restore, fresh), repeats=1
+    )
 
 
 def select_results() -> dict[str, Any]:

@@ -27,9 +27,10 @@ from d3llm_trt.bench.measure import measure, profiled
 from d3llm_trt.bench.peers import peer_seconds
 from d3llm_trt.bench.random_engine import random_engine, random_weights
 from d3llm_trt.bench.simulated import SimulatedAcceptance
-from d3llm_trt.config import OLDEST_FOR
+from d3llm_trt.gpus import OLDEST_FOR
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.engines.base import Engine
+from d3llm_trt.runtime.stepping.factory import make_stepper
 
 PROMPT, ANSWER, RATE = 120, 256, 9.91
 SETTLED, TIMED, PROFILED = 4, 30, 10  # steps
@@ -63,7 +64,7 @@ def step_times(engine: Engine, case: Case) -> dict[str, object]:
     cached = {"cache_delay_iter": 1} if case.cached else {}
     # One block and no threshold that random weights pass: every pass commits a forced token or two.
     decoding = DecodingConfig(name, block_size=case.answer, threshold=1e-9, early_stop=False, **cached)
-    decoder, slots = Decoder(engine), list(range(case.batch))
+    decoder, slots = Decoder(make_stepper(engine)), list(range(case.batch))
     for slot in slots:
         params = SamplingParams(max_tokens=case.answer, decoding=decoding)
         decoder.admit(slot, [5 + index for index in range(case.prompt)], params)

@@ -28,11 +28,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.from_weights import write_engine  # noqa: E402
 from d3llm_trt import LLM, BuildConfig, DecodingConfig, SamplingParams  # noqa: E402
 from d3llm_trt.bench.random_engine import random_weights  # noqa: E402
 from d3llm_trt.bench.report import device_name  # noqa: E402
 from d3llm_trt.bench.shapes import SHAPES  # noqa: E402
-from d3llm_trt.build.from_weights import write_engine  # noqa: E402
 from d3llm_trt.errors import D3llmError  # noqa: E402
 from d3llm_trt.serving.triton.repository import RepositoryOptions, write_repository  # noqa: E402
 from tests.support.triton_server import Server, open_server  # noqa: E402

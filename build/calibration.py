@@ -10,20 +10,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from d3llm_trt.config import BuildConfig
+from d3llm_trt.config import EngineConfig
 from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
-from d3llm_trt.plugins.reference import select
+from d3llm_trt.plugins.reference import FINE_EPS, select
 from d3llm_trt.progress import OnProgress
-from d3llm_trt.prompts import Prompt, as_chat, read_prompt_file
+from d3llm_trt.prompts import as_chat, encode, read_prompt_file
 from d3llm_trt.tokenizer import Tokenizer
 
 ANSWER, PASSES = 96, 4
 GENERATED_PROMPTS = (16, 48, 96)
 SEED = 0
-ENTROPY_EPS = 1e-12
 _Ops = TypeVar("_Ops", bound=TorchOps)
 
 
@@ -41,21 +40,22 @@ class _Observer(TorchOps):
     peaks: dict[str, Tensor]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """As TorchOps'."""
+        """The product; the largest input is kept."""
         peak = x.abs().amax().float()
         self.peaks[name] = torch.maximum(self.peaks.get(name, peak), peak)
         return super().linear(name, x)
 
 
-def canvases_for(config: ModelConfig, settings: BuildConfig, engine_dir: Path) -> list[Tensor]:
-    """The canvases of a resolved configuration: its file's prompts, by the tokenizer in ``engine_dir``, or generated.
+def canvases_for(config: ModelConfig, settings: EngineConfig, engine_dir: Path) -> list[Tensor]:
+    """What a quantization is calibrated on: prompts of a file, by the tokenizer in ``engine_dir``, or generated ones.
 
     Raises ConfigError naming the file, the prompt and what is wrong with it.
     """
+    if settings.quantization is None:
+        return []
     if settings.calibration_prompts is None:
         return generated_canvases(config)
     limit = settings.max_seq_len
-    assert limit is not None
     prompts = encoded_prompts(Path(settings.calibration_prompts), Tokenizer.load(engine_dir), config.vocab_size, limit)
     return [_canvas(config, torch.tensor(ids), limit) for ids in prompts]
 
@@ -83,26 +83,16 @@ def encoded_prompts(path: Path, tokenizer: Tokenizer | None, vocab_size: int, li
     Raises ConfigError on one that the model cannot take, or that leaves no room for an answer below ``limit``.
     """
     for number, prompt in enumerate(read_prompt_file(path), start=1):
+        chat = as_chat(prompt, None) if tokenizer is not None and tokenizer.has_chat_template else prompt
         try:
-            ids = _encoded(prompt, tokenizer)
-            _check_ids(ids, vocab_size, limit)
+            _, ids = encode(chat, tokenizer, vocab_size, limit)
+            _check_length(ids, limit)
         except (RequestError, ConfigError) as error:
             raise ConfigError(f"prompt file {path}: prompt {number}: {error}") from error
         yield ids
 
 
-def _encoded(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
-    if isinstance(prompt, dict):
-        return prompt["prompt_token_ids"]
-    if tokenizer is None:
-        raise ConfigError('text needs a tokenizer, which the checkpoint lacks; give {"prompt_token_ids": [...]}')
-    chat = as_chat(prompt, None) if tokenizer.has_chat_template else prompt
-    return tokenizer.encode(chat) if isinstance(chat, str) else tokenizer.chat_ids(chat)  # type: ignore[arg-type]
-
-
-def _check_ids(ids: Sequence[int], vocab_size: int, limit: int) -> None:
-    if wrong := [token_id for token_id in ids if not 0 <= token_id < vocab_size]:
-        raise ConfigError(f"token id {wrong[0]}; allowed: 0..{vocab_size - 1}, the model's vocabulary; correct it")
+def _check_length(ids: Sequence[int], limit: int) -> None:
     if not 1 <= len(ids) < limit:
         fix = "change the prompt, or build with a higher max_seq_len"
         raise ConfigError(f"{len(ids)} tokens; allowed: at least 1 and fewer than max_seq_len, {limit}; {fix}")
@@ -133,7 +123,7 @@ def _after_pass(
     ops = ops_over(_Observer, config, weights, len(canvas))
     ops.peaks = peaks
     logits = forward(config, ops, canvas, (candidates - int(config.shifted_logits)).clamp(min=0))
-    scores = select(logits, config.mask_token_id, torch.full(candidates.shape, ENTROPY_EPS), None)
+    scores = select(logits, config.mask_token_id, torch.full(candidates.shape, FINE_EPS), None)
     surest = scores.entropy.argsort(stable=True)[:count]
     return canvas.index_put((candidates[surest],), scores.greedy[surest])
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from d3llm_trt.errors import BuildError
-from d3llm_trt.manifest import FORMAT, MANIFEST_FILE
+from d3llm_trt.manifest import FORMAT, MANIFEST_FILE, glance
 from d3llm_trt.workspaces import move_into_place, workspace
+from d3llm_trt.write_errors import naming_causes
+
+ELSEWHERE = "choose another directory"
 
 
 def publish(target: Path, write: Callable[[Path], None], *, overwrite: bool = False) -> Path:
@@ -30,6 +32,11 @@ def publish(target: Path, write: Callable[[Path], None], *, overwrite: bool = Fa
         move_into_place(path, target, overwrite)
         _sync_directory(target.parent)
     return target
+
+
+def writing(target: Path) -> AbstractContextManager[None]:
+    """Turns an error of the system into a BuildError that names ``target`` and what helps."""
+    return naming_causes(target, BuildError, ELSEWHERE)
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -59,11 +66,8 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 def _engine_files(target: Path) -> set[str] | None:
     """Names in the engine at ``target``, of whatever version and however damaged; None if it is no engine."""
-    try:
-        values: Any = json.loads((target / MANIFEST_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = glance(target)
+    if values.get("format") != FORMAT:
         return None
     files = values.get("files")
     return {MANIFEST_FILE, *(files if isinstance(files, dict) else ())}

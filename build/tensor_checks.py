@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from d3llm_trt.build.published_tensors import published_shapes
-from d3llm_trt.build.weights_file import TORCH_DTYPES, TensorEntry, WeightsFile
+from d3llm_trt.build.weights_file import TensorEntry, WeightsFile
+from d3llm_trt.dtypes import CHECKPOINT_DTYPES
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.lookalikes import MERGE_ADAPTER
 from d3llm_trt.model.config import ModelConfig
 
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 SHOWN = 3
 ADAPTER_PARTS = (".lora_", ".base_layer.", "base_model.model.")
 
@@ -28,7 +28,7 @@ def check_dtypes(files: Iterable[WeightsFile], problems: list[str]) -> str:
     Vectors, which are norms and biases, may be float32 beside matrices in half precision; a build casts them.
     """
     entries = [(file.path.name, name, entry) for file in files for name, entry in file.tensors.items()]
-    dtypes = [entry.dtype for _, _, entry in entries if entry.dtype in TORCH_DTYPES]
+    dtypes = [entry.dtype for _, _, entry in entries if entry.dtype in CHECKPOINT_DTYPES]
     usual = max(sorted(set(dtypes)), key=dtypes.count) if dtypes else ""
     expected = f"{usual} as the others are" if usual else "BF16, F16 or F32"
     wrong = [
@@ -37,7 +37,7 @@ def check_dtypes(files: Iterable[WeightsFile], problems: list[str]) -> str:
         if entry.dtype != usual and not is_float32_vector(entry)
     ]
     problems += few(wrong, "are of another dtype")
-    return DTYPES.get(usual, "")
+    return CHECKPOINT_DTYPES.get(usual, "")
 
 
 def is_float32_vector(entry: TensorEntry) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from d3llm_trt.dtypes import CHECKPOINT_DTYPES, DTYPES, torch_dtype
 from d3llm_trt.errors import CheckpointError
 from d3llm_trt.lookalikes import absence, other_content, unreadable
 from d3llm_trt.manifest import FileFacts
@@ -26,9 +27,6 @@ from d3llm_trt.model.packing import TensorForm
 from d3llm_trt.settings import is_integer
 from d3llm_trt.strict_json import parse_object
 
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-# What is written; read as weights of a model are only the dtypes above.
-FORMAT_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float8_e4m3fn": "F8_E4M3"}
 MAX_HEADER_BYTES = 100_000_000
 DOWNLOAD_AGAIN = "download the file again"
 _LENGTH = struct.Struct("<Q")
@@ -72,7 +70,7 @@ class WeightsFile:
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor that shares memory with the mapped file. Writing to it does not change the file."""
         entry = self.tensors[name]
-        dtype = TORCH_DTYPES[entry.dtype]
+        dtype = torch_dtype(CHECKPOINT_DTYPES[entry.dtype])
         if not self._maps:
             self._maps.append(self._map())
         data = torch.frombuffer(self._maps[0], dtype=torch.uint8)[entry.begin : entry.end]
@@ -208,7 +206,8 @@ def header_bytes(forms: Mapping[str, TensorForm]) -> bytes:
     end = 0
     for name, form in forms.items():
         begin, end = end, end + form.num_bytes
-        header[name] = {"dtype": FORMAT_NAMES[form.dtype], "shape": list(form.shape), "data_offsets": [begin, end]}
+        dtype = DTYPES[form.dtype].safetensors
+        header[name] = {"dtype": dtype, "shape": list(form.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     return _LENGTH.pack(len(text)) + text
@@ -236,7 +235,7 @@ def _pieces(
     for (name, form), (given, tensor) in zip(forms.items(), tensors, strict=True):
         if (name, form.shape) != (given, tuple(tensor.shape)):
             raise ValueError(f"tensor {given} {tuple(tensor.shape)} comes where {name} {form.shape} was announced")
-        dtype = getattr(torch, form.dtype)
+        dtype = torch_dtype(form.dtype)
         flat = tensor.contiguous().view(-1)
         for start in range(0, flat.numel(), _CHUNK_ELEMENTS):
             chunk = flat[start : start + _CHUNK_ELEMENTS]

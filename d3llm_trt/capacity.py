@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from d3llm_trt.config import BuildConfig
+from d3llm_trt.config import EngineConfig
+from d3llm_trt.dtypes import DTYPES
 from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.model.packing import DTYPE_BYTES, packed_tensors, quantized_layers
+from d3llm_trt.model.packing import packed_tensors, quantized_layers
 
 # Peak anonymous memory of TensorRT's builder over the packed weights (benchmarks/results/plan_scale.json).
 PLAN_MEMORY = 1.1
@@ -36,10 +37,9 @@ class Capacity:
         return f"at run time: {run}; on disk: {disk}; memory to build: {memory}"
 
 
-def estimate(config: ModelConfig, settings: BuildConfig) -> Capacity:
-    """Of a resolved configuration. Activations are those of the largest pass, SCORED_ROWS of each request scored."""
-    size, seq, tokens = DTYPE_BYTES[settings.dtype], settings.max_seq_len, settings.max_num_tokens
-    assert seq is not None and tokens is not None
+def estimate(config: ModelConfig, settings: EngineConfig) -> Capacity:
+    """What an engine will take. Activations are those of the largest pass, SCORED_ROWS of each request scored."""
+    size, tokens = DTYPES[settings.dtype].num_bytes, settings.max_num_tokens
     forms = packed_tensors(config, settings.dtype, settings.quantization)
     weights = sum(form.num_bytes for form in forms.values())
     widest = max(2 * config.intermediate_size, config.qkv_size + config.num_heads * config.head_dim)
@@ -47,23 +47,23 @@ def estimate(config: ModelConfig, settings: BuildConfig) -> Capacity:
     activations = size * (tokens * (3 * config.hidden_size + widest) + scored * config.vocab_size)
     return Capacity(
         weights=weights,
-        kv_cache=settings.max_batch_size * seq * config.kv_values_per_token * size,
+        kv_cache=settings.max_batch_size * settings.max_seq_len * config.kv_values_per_token * size,
         activations=activations,
         disk=weights,
         memory=_build_bytes(config, settings),
     )
 
 
-def _build_bytes(config: ModelConfig, settings: BuildConfig) -> int:
+def _build_bytes(config: ModelConfig, settings: EngineConfig) -> int:
     """Anonymous memory at the peak of a build; weights on the disk are mapped."""
-    size, shapes = DTYPE_BYTES[settings.dtype], config.tensor_shapes()
+    size, shapes = DTYPES[settings.dtype].num_bytes, config.tensor_shapes()
     if settings.backend != "torch":
         return int(config.num_parameters * size * PLAN_MEMORY)
     streamed = max(math.prod(shape) for shape in shapes.values()) * size
     if settings.quantization is None:
         return streamed
     quantized = max(math.prod(shapes[f"{name}.weight"]) for name in quantized_layers(config))
-    return max(streamed, quantized * FLOAT32_COPIES * DTYPE_BYTES["float32"])
+    return max(streamed, quantized * FLOAT32_COPIES * DTYPES["float32"].num_bytes)
 
 
 def shown_bytes(count: int) -> str:

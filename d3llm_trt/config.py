@@ -1,25 +1,22 @@
-"""BuildConfig: what an engine is built for."""
+"""What an engine is built for: BuildConfig is the wish, EngineConfig the answer with every default filled in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ClassVar
 
+from d3llm_trt.dtypes import COMPUTE, HALF
 from d3llm_trt.errors import ConfigError
+from d3llm_trt.gpus import RTX_DEFAULT, rtx_capabilities
 from d3llm_trt.settings import from_mapping, is_integer, is_number, require
 
 BACKENDS = ("torch", "tensorrt", "tensorrt-rtx")
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+DTYPES = ("auto", *COMPUTE)
 DEFAULT_MAX_SEQ_LEN = 2048
 ATTENTIONS, MASKS = ("native", "plugin"), ("lengths", "explicit")
-RTX_SUPPORTED = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
-# What a GPU must be at least for a precision, as TensorRT for RTX compiles it.
-OLDEST_FOR = {"fp8": (8, 9), "bfloat16": (8, 0), "float32": (8, 0), "float16": (7, 5)}
 QUANTIZATIONS = ("fp8",)
-CUDA_GRAPHS = ("all", "largest", "off")
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,8 @@ class TensorRTConfig:
         """The options that are not as by default."""
         return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
 
-    def resolved(self, backend: str, max_tokens: int, precision: str = "bfloat16") -> TensorRTConfig:
-        """The same with the defaults of ``backend`` filled in; ``max_tokens`` is the largest bucket.
+    def resolved(self, backend: str, max_tokens: int, precision: str = "bfloat16") -> PlanConfig:
+        """These options with the defaults of ``backend`` filled in; ``max_tokens`` is the largest bucket.
 
         ``precision`` is the quantization or else the dtype. Raises ConfigError on what the backend cannot do.
         """
@@ -102,8 +99,8 @@ class TensorRTConfig:
         ):
             if wrong:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, which {backend} cannot: {reason}")
-        supported = [name for name in RTX_SUPPORTED if _version(name) >= OLDEST_FOR[precision]]
-        defaults = tuple(name for name in RTX_CAPABILITIES if name in supported)
+        supported = rtx_capabilities(precision)
+        defaults = tuple(name for name in RTX_DEFAULT if name in supported)
         capabilities = self.compute_capabilities or defaults if rtx else None
         for capability in capabilities or ():
             allowed = f"{', '.join(supported)} for {precision}"
@@ -113,11 +110,28 @@ class TensorRTConfig:
         buckets = self.token_buckets or default_buckets(max_tokens)
         require(max(buckets) <= max_tokens, "token_buckets", max(buckets), f"at most {max_tokens}")
         complete = tuple(sorted({*buckets, max_tokens}))
-        return replace(self, attention=attention, token_buckets=complete, compute_capabilities=capabilities)
+        chosen = {"attention": attention, "token_buckets": complete, "compute_capabilities": capabilities}
+        return PlanConfig(**{**vars(self), **chosen})
 
 
-def _version(capability: str) -> tuple[int, ...]:
-    return tuple(map(int, capability.split(".")))
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(TensorRTConfig):
+    """Options of one plan: a TensorRTConfig that leaves nothing to the backend.
+
+    ``compute_capabilities`` is None for the GPU on which the plan is built, ``workspace_gib`` for TensorRT's own limit.
+    """
+
+    attention: str
+    token_buckets: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_chosen(self, "attention", "token_buckets")
+
+
+def _require_chosen(answer: PlanConfig | EngineConfig, *names: str) -> None:
+    for name in names:
+        require(getattr(answer, name) is not None, name, None, "a value; only a wish may leave it open")
 
 
 def default_buckets(max_tokens: int) -> tuple[int, ...]:
@@ -130,7 +144,7 @@ def default_buckets(max_tokens: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What an engine is built for.
+    """What an engine shall be built for; ``None`` takes a default that depends on the checkpoint or the backend.
 
     Args:
         backend: how the network is compiled: ``torch`` packs the weights, the others build a plan.
@@ -153,14 +167,16 @@ class BuildConfig:
     calibration_prompts: str | None = None
     tensorrt: TensorRTConfig | None = None
 
+    _options: ClassVar[type[TensorRTConfig]] = TensorRTConfig
+
     def __post_init__(self) -> None:
         self._check_calibration()
         options: object = self.tensorrt
         if isinstance(options, Mapping):
-            options = from_mapping(TensorRTConfig, options, "tensorrt")
+            options = from_mapping(self._options, options, "tensorrt")
             object.__setattr__(self, "tensorrt", options)
-        sound = options is None or isinstance(options, TensorRTConfig)
-        require(sound, "tensorrt", options, "None or a TensorRTConfig")
+        sound = options is None or isinstance(options, self._options)
+        require(sound, "tensorrt", options, f"None or a {self._options.__name__}")
         allowed = (None, *QUANTIZATIONS)
         require(self.quantization in allowed, "quantization", self.quantization, ", ".join(map(str, allowed)))
         require(self.backend in BACKENDS, "backend", self.backend, ", ".join(BACKENDS))
@@ -180,26 +196,26 @@ class BuildConfig:
             fix = "set quantization to 'fp8', or leave it out"
             raise ConfigError(f"calibration_prompts is {str(prompts)!r}, which goes with quantization 'fp8'; {fix}")
 
-    def resolved(self, max_position_embeddings: int, checkpoint_dtype: str) -> BuildConfig:
-        """The same with every default filled in for one checkpoint.
+    def resolved(self, max_position_embeddings: int, checkpoint_dtype: str) -> EngineConfig:
+        """The answer for one checkpoint: every default filled in.
 
-        Raises ConfigError if ``max_seq_len`` is beyond the model's limit or ``max_num_tokens`` below ``max_seq_len``.
+        Raises ConfigError if ``max_seq_len`` is beyond the model's limit or ``max_num_tokens`` below ``max_seq_len``,
+        and on options that do not go with the backend.
         """
-        seq = self.max_seq_len if self.max_seq_len is not None else min(max_position_embeddings, DEFAULT_MAX_SEQ_LEN)
-        require(
-            seq <= max_position_embeddings, "max_seq_len", seq, f"at most the model's limit {max_position_embeddings}"
-        )
-        tokens = self.max_num_tokens if self.max_num_tokens is not None else self.max_batch_size * seq
+        limit, seq, tokens = max_position_embeddings, self.max_seq_len, self.max_num_tokens
+        seq = min(limit, DEFAULT_MAX_SEQ_LEN) if seq is None else seq
+        require(seq <= limit, "max_seq_len", seq, f"at most the model's limit {limit}")
+        tokens = self.max_batch_size * seq if tokens is None else tokens
         require(tokens >= seq, "max_num_tokens", tokens, f"at least max_seq_len, {seq}")
         dtype = checkpoint_dtype if self.dtype == "auto" else self.dtype
-        complete = replace(self, dtype=dtype, max_seq_len=seq, max_num_tokens=tokens)
-        return replace(complete, tensorrt=complete._resolved_tensorrt(seq, tokens))
+        options = self._plan_options(seq, tokens, dtype)
+        chosen = {"dtype": dtype, "max_seq_len": seq, "max_num_tokens": tokens, "tensorrt": options}
+        return EngineConfig(**{**vars(self), **chosen})
 
-    def _resolved_tensorrt(self, seq: int, tokens: int) -> TensorRTConfig | None:
+    def _plan_options(self, seq: int, tokens: int, dtype: str) -> PlanConfig | None:
         if self.backend == "torch":
             if self.quantization is not None:
-                half = ("bfloat16", "float16")
-                require(self.dtype in half, "dtype", self.dtype, f"{', '.join(half)} with {self.quantization}")
+                require(dtype in HALF, "dtype", dtype, f"{', '.join(HALF)} with {self.quantization}")
             if self.tensorrt is not None:
                 given = [f"{name} is {value!r}" for name, value in self.tensorrt.changes().items()]
                 what = given[0] if given else "tensorrt is set"
@@ -209,8 +225,36 @@ class BuildConfig:
         if options.strip_weights and self.quantization is not None:
             raise ConfigError(f"strip_weights is True with quantization {self.quantization!r}; allowed: one of the two")
         largest = seq if options.attention_of(self.backend) == "native" else tokens
-        return options.resolved(self.backend, largest, self.quantization or self.dtype)
+        return options.resolved(self.backend, largest, self.quantization or dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored under ``build_config`` in an engine directory."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(BuildConfig):
+    """What an engine is built for: a BuildConfig that leaves nothing open, made by :meth:`BuildConfig.resolved`.
+
+    ``dtype`` is never ``auto``; ``tensorrt`` is None for the torch backend, and only there.
+    """
+
+    max_seq_len: int
+    max_num_tokens: int
+    tensorrt: PlanConfig | None = None
+
+    _options: ClassVar[type[TensorRTConfig]] = PlanConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_chosen(self, "max_seq_len", "max_num_tokens")
+        require(self.dtype in COMPUTE, "dtype", self.dtype, ", ".join(COMPUTE))
+        planned = self.backend != "torch"
+        require((self.tensorrt is not None) == planned, "tensorrt", self.tensorrt, "options of a plan, and only of one")
+
+    @property
+    def plan(self) -> PlanConfig:
+        """The options of the plan. Raises ConfigError for the torch backend, which has none."""
+        if self.tensorrt is None:
+            raise ConfigError(f"backend is {self.backend!r}; allowed: tensorrt, tensorrt-rtx, which build a plan")
+        return self.tensorrt

@@ -54,7 +54,7 @@ def engine_for(
             check(manifest.model_config, manifest.build_config)
         verify_files(path, manifest, progress)
         return path, manifest
-    from d3llm_trt.build.builder import build_cached_engine
+    from d3llm_trt.build.cached import build_cached_engine
 
     given = {"backend": backend, "dtype": dtype, "max_batch_size": max_batch_size}
     config = BuildConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

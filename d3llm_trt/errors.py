@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class D3llmError(Exception):
     """Base of all errors raised on purpose by d3llm_trt."""
@@ -20,7 +23,7 @@ class BuildError(D3llmError, RuntimeError):
 
 
 class EngineError(D3llmError, RuntimeError):
-    """An engine directory is missing, damaged, foreign, or does not fit this machine."""
+    """An engine is missing, damaged, foreign, closed or broken, or does not fit this machine."""
 
 
 class RequestError(D3llmError, ValueError):
@@ -29,3 +32,17 @@ class RequestError(D3llmError, ValueError):
 
 class PluginError(D3llmError, RuntimeError):
     """The compiled kernels are missing, of another version, or refused what they were called with."""
+
+
+@contextmanager
+def only_this_request(problem: str) -> Iterator[None]:
+    """Turn whatever is raised inside into the RequestError of one request, also the panic of a native library.
+
+    Errors raised on purpose stay as they are, and so does what ends a thread or the process.
+    """
+    try:
+        yield
+    except (D3llmError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise RequestError(f"{problem}: {type(error).__name__}: {error}") from error

@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from d3llm_trt.errors import BuildError, ConfigError
+from d3llm_trt.errors import ConfigError
 from d3llm_trt.lookalikes import absence
 from d3llm_trt.settings import require
 from d3llm_trt.workspaces import require_writable
-from d3llm_trt.write_errors import writing
+from d3llm_trt.write_errors import naming_causes
 
 LONGEST_WRITE = 3600.0  # seconds
 
@@ -33,7 +33,7 @@ def check_picture_path(what: str, path: Path, suffixes: tuple[str, ...], without
     require(path.suffix in suffixes, what, str(path), f"a {' or '.join(suffixes)} file")
     require(not path.is_dir(), what, str(path), "a file, and this is a folder")
     require(path.parent.is_dir(), what, str(path), "a file in a folder that exists; make the folder, or choose another")
-    with writing(path, ConfigError, "choose another folder"):
+    with naming_causes(path, ConfigError, "choose another folder"):
         require_writable(path.parent)
     if path.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(without_matplotlib)
@@ -42,7 +42,7 @@ def check_picture_path(what: str, path: Path, suffixes: tuple[str, ...], without
 def cache_directory() -> Path:
     """``$D3LLM_TRT_CACHE``, or ``$XDG_CACHE_HOME/d3llm-trt``, or ``~/.cache/d3llm-trt``.
 
-    Raises BuildError where there is none of them.
+    Raises ConfigError where there is none of them.
     """
     if own := os.environ.get("D3LLM_TRT_CACHE"):
         return Path(own).absolute()
@@ -52,7 +52,7 @@ def cache_directory() -> Path:
     try:
         return Path.home() / ".cache" / "d3llm-trt"
     except RuntimeError as error:
-        raise BuildError("there is no home directory for the cache; set D3LLM_TRT_CACHE to a directory") from error
+        raise ConfigError("there is no home directory for the cache; set D3LLM_TRT_CACHE to a directory") from error
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from d3llm_trt.config import BuildConfig
+from d3llm_trt.config import EngineConfig
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.files import require_directory
 from d3llm_trt.model.config import FAMILIES, ModelConfig
@@ -28,7 +28,7 @@ _CHUNK = 16 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-Check = Callable[[ModelConfig, BuildConfig], None]  # raises what speaks against an engine of these
+Check = Callable[[ModelConfig, EngineConfig], None]  # raises what speaks against an engine of these
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Manifest:
 
     Args:
         model_config: hyper-parameters of the network.
-        build_config: the settings it was built for, every default filled in.
+        build_config: what it was built for.
         backend_version: of the library that compiled it.
         package_version: of d3llm_trt that built it.
         compute_capabilities: the GPUs it was compiled for, as in "9.0"; empty where any will do.
@@ -68,7 +68,7 @@ class Manifest:
     """
 
     model_config: ModelConfig
-    build_config: BuildConfig
+    build_config: EngineConfig
     backend_version: str
     package_version: str
     checkpoint_fingerprint: str
@@ -114,13 +114,17 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 def is_engine(directory: Path) -> bool:
     """Whether ``directory`` is meant as an engine, sound or not, rather than as a checkpoint."""
-    if any((directory / name).exists() for name in (WEIGHTS_FILE, PLAN_FILE)):
-        return True
+    files = any((directory / name).exists() for name in (WEIGHTS_FILE, PLAN_FILE))
+    return files or "pretrained_config" in glance(directory)
+
+
+def glance(directory: Path) -> dict[str, Any]:
+    """The values in ``config.json`` as they are, sound or not; none if it cannot be read as an object."""
     try:
-        config = json.loads((directory / MANIFEST_FILE).read_bytes())
+        values = json.loads((directory / MANIFEST_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False  # the checkpoint reader says what is wrong with the file
-    return isinstance(config, dict) and "pretrained_config" in config
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def load_manifest(directory: str | Path) -> Manifest:
@@ -171,7 +175,7 @@ def _from_values(values: dict[str, Any]) -> Manifest:
         raise ConfigError("its content does not match its checksum, so it was changed after the build")
     if not isinstance(errors, dict) or not all(is_number(error) for error in errors.values()):
         raise ConfigError(f"quantization_errors is {errors!r}; expected numbers by layer")
-    build_config = from_mapping(BuildConfig, values["build_config"], "build_config")
+    build_config = from_mapping(EngineConfig, values["build_config"], "build_config")
     if build_config.backend != values["backend"]:
         raise ConfigError(f"backend is {values['backend']!r}, but {build_config.backend!r} in build_config")
     return Manifest(

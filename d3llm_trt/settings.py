@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,11 +34,15 @@ def is_number(value: object) -> bool:
 
 
 def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
-    """Build the dataclass ``cls`` from ``values``. Raises ConfigError on a key that ``cls`` does not have."""
-    known = sorted(field.name for field in fields(cls))  # type: ignore[arg-type]
+    """Build the dataclass ``cls`` from ``values``. Raises ConfigError on an unknown key, and where one is missing."""
+    items = fields(cls)  # type: ignore[arg-type]
+    known = sorted(item.name for item in items)
     require(isinstance(values, Mapping), source, values, f"a mapping with keys of {known}")
     if unknown := sorted(str(key) for key in values if key not in known):
         raise ConfigError(f"{source}: unknown key {unknown[0]!r}; allowed: {', '.join(known)}")
+    needed = (item.name for item in items if item.default is MISSING and item.default_factory is MISSING)
+    if missing := [name for name in needed if name not in values]:
+        raise ConfigError(f"{source}: {missing[0]} is missing; give it a value")
     return cls(**values)
 
 
@@ -56,3 +60,9 @@ def read_settings_file(path: str | Path) -> Any:
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise ConfigError(f"settings file {path}: not valid {kind}: {error}") from error
+
+
+def shortened(value: object) -> str:
+    """``value`` as an error message shows it: its representation, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"

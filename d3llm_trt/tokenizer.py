@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from d3llm_trt.errors import ConfigError, EngineError, RequestError
+from d3llm_trt.manifest import REBUILD
 from d3llm_trt.model.config import Family
+from d3llm_trt.strict_json import read_object
 from d3llm_trt.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TokenizerConfig
 
 ROLES = ("system", "user", "assistant")
@@ -42,7 +42,7 @@ class Tokenizer:
         if len(missing) == len(paths):
             return None
         if missing:
-            raise EngineError(f"{missing[0]}: missing; build the engine again")
+            raise EngineError(f"{missing[0]}: missing; {REBUILD}")
         return cls(_load_model(paths[0]), _load_config(paths[1]))
 
     @property
@@ -173,14 +173,11 @@ def _load_model(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing more specific
-        raise EngineError(f"{path}: not a valid tokenizer: {error}; build the engine again") from error
+        raise EngineError(f"{path}: not a valid tokenizer: {error}; {REBUILD}") from error
 
 
 def _load_config(path: Path) -> TokenizerConfig:
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        return TokenizerConfig.from_dict(values)
-    except (OSError, ConfigError) as error:
-        raise EngineError(f"{path}: {error}") from error
-    except ValueError as error:
-        raise EngineError(f"{path}: not valid JSON: {error}; build the engine again") from error
+        return TokenizerConfig.from_dict(read_object(path, EngineError, REBUILD))
+    except ConfigError as error:
+        raise EngineError(f"{path}: {error}; {REBUILD}") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.model.config import FAMILIES, Family
-from d3llm_trt.settings import is_integer
+from d3llm_trt.settings import from_mapping, is_integer, require
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -46,15 +46,11 @@ class TokenizerConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TokenizerConfig:
         """Inverse of :meth:`to_dict`. Raises ConfigError on another format version or a wrong key or value."""
-        if not isinstance(values, Mapping) or values.get("format_version") != FORMAT_VERSION:
-            version = values.get("format_version") if isinstance(values, Mapping) else None
-            raise ConfigError(f"format_version is {version!r}; allowed: {FORMAT_VERSION}; build the engine again")
-        if wrong := {field.name for field in fields(cls)}.symmetric_difference(values):
-            raise ConfigError(f"missing or unknown keys {sorted(wrong)}; build the engine again")
-        config = cls(**values)
+        version = values.get("format_version")
+        require(version == FORMAT_VERSION, "format_version", version, str(FORMAT_VERSION))
+        config = from_mapping(cls, values, "tokenizer config")
+        require(config.family in FAMILIES, "family", config.family, ", ".join(FAMILIES))
         special = config.special_tokens
-        if config.family not in FAMILIES:
-            raise ConfigError(f"family is {config.family!r}; allowed: {', '.join(FAMILIES)}; build the engine again")
         if not isinstance(special, dict) or not all(is_integer(token_id) for token_id in special.values()):
-            raise ConfigError("special_tokens is not a mapping of texts to ids; build the engine again")
+            raise ConfigError("special_tokens is not a mapping of texts to ids")
         return config

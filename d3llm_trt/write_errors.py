@@ -23,7 +23,7 @@ _ADVICE = {
 
 
 @contextmanager
-def writing(target: Path, kind: type[D3llmError], elsewhere: str) -> Iterator[None]:
+def naming_causes(target: Path, kind: type[D3llmError], elsewhere: str) -> Iterator[None]:
     """Turns an OSError into an error of this ``kind`` that names ``target``, the cause and what helps.
 
     ``elsewhere`` says how another place is chosen, for causes that have no better advice too.

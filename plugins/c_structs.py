@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_size_t, c_void_p
+from dataclasses import fields
 from typing import Any
 
-DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3}
-INVALID_ARGUMENT, CUDA_ERROR = 1, 2
+from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
+
+INVALID_ARGUMENT = 1
 
 
 def _pointers(names: str) -> list[tuple[str, Any]]:
@@ -55,20 +57,13 @@ class SelectParams(Params):
 class Settings(ctypes.Structure):
     """``d3llm_settings``."""
 
-    _fields_ = _pointers(
-        "algorithm prompt_length length block_size num_blocks eos_id threshold by_quota entropy_eps "
-        "block_add_threshold decoded_token_threshold cached cache_delay refresh_interval steps_per_block "
-        "temperature seed"
-    )
+    _fields_ = _pointers(" ".join(item.name for item in fields(RequestSettings)))
 
 
 class Progress(ctypes.Structure):
     """``d3llm_progress``."""
 
-    _fields_ = _pointers(
-        "canvas commit_steps candidates active block_cached done_pass opened opened_pass window_start live_length "
-        "cache_length passes done failed"
-    )
+    _fields_ = _pointers(" ".join(item.name for item in fields(RequestProgress)))
 
 
 class GatherParams(Params):
@@ -92,7 +87,7 @@ class CommitParams(Params):
         ("struct_size", c_size_t),
         ("settings", Settings),
         ("progress", Progress),
-        *_pointers("slots chosen greedy sampled entropy confidence report"),
+        *_pointers("slots chosen greedy sampled entropy confidence summary"),
         *_sizes("batch num_slots max_seq_len width rows mask_id"),
         *_codes("family"),
     ]

@@ -1,45 +1,43 @@
-"""The decoding state of all slots as the commit and gather kernels take it: names, dtypes and shapes of its fields."""
+"""The memory of a decoding state as the gather and commit kernels take it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+import ctypes
+from dataclasses import fields
+from typing import TypeVar
 
 from d3llm_trt.plugins.c_structs import Progress, Settings
+from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings, dtype_of, shape_of
 from d3llm_trt.plugins.tensors import address
 
-SETTINGS = tuple(name for name, _ in Settings._fields_)
-PROGRESS = tuple(name for name, _ in Progress._fields_)
-
-_BY_POSITION = ("canvas", "commit_steps", "candidates")
-_BY_BLOCK = ("active", "block_cached", "done_pass")
-_DTYPES = {
-    **dict.fromkeys(("by_quota", "cached", "candidates", "active", "block_cached", "done", "failed"), torch.bool),
-    **dict.fromkeys(("threshold", "entropy_eps", "temperature"), torch.float32),
-    **dict.fromkeys(("block_add_threshold", "decoded_token_threshold"), torch.float64),
-}  # int64 for the rest
+Struct = TypeVar("Struct", bound=ctypes.Structure)
 
 
-def state_size(progress: Sequence[Tensor]) -> tuple[int, int]:
-    """``(num_slots, max_seq_len)`` of the fields of progress."""
-    num_slots, max_seq_len = progress[PROGRESS.index("canvas")].shape
-    return num_slots, max_seq_len
+class BoundState:
+    """The addresses of all fields of a decoding state, checked once; it keeps their memory alive.
 
+    Args:
+        settings, progress: contiguous tensors on one device, for all slots.
 
-def state_structs(
-    launcher: str, settings: Sequence[Tensor], progress: Sequence[Tensor], device: torch.device
-) -> tuple[Settings, Progress]:
-    """The C structs over these fields, which must outlive their use. Raises PluginError where one does not fit."""
-    num_slots, max_seq_len = state_size(progress)
-    shapes = {
-        **dict.fromkeys(_BY_POSITION, (num_slots, max_seq_len)),
-        **dict.fromkeys(_BY_BLOCK, (num_slots, max_seq_len + 1)),
-    }
+    Raises PluginError on a field of another device, dtype, shape or layout.
+    """
 
-    def pointer(name: str, tensor: Tensor) -> int:
-        dtype = _DTYPES.get(name, torch.int64)
-        return address(f"{launcher}: {name}", tensor, dtype, shapes.get(name, (num_slots,)), device)
+    def __init__(self, settings: RequestSettings, progress: RequestProgress) -> None:
+        self._memory = settings, progress
+        self.num_slots, self.max_seq_len = progress.canvas.shape
+        self.device = progress.canvas.device
+        self.settings = self._bound(settings, Settings)
+        self.progress = self._bound(progress, Progress)
 
-    return Settings(*map(pointer, SETTINGS, settings)), Progress(*map(pointer, PROGRESS, progress))
+    def _bound(self, part: RequestSettings | RequestProgress, struct: type[Struct]) -> Struct:
+        addresses = {
+            item.name: address(
+                f"decoding state: {item.name}",
+                getattr(part, item.name),
+                dtype_of(item),
+                shape_of(item, self.num_slots, self.max_seq_len),
+                self.device,
+            )
+            for item in fields(part)
+        }
+        return struct(**addresses)

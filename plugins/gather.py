@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from d3llm_trt.plugins.c_structs import GatherParams
-from d3llm_trt.plugins.decoding_state import PROGRESS, SETTINGS, state_size, state_structs
+from d3llm_trt.plugins.decoding_state import BoundState
 from d3llm_trt.plugins.tensors import address, launch
 
 _BY_TOKEN = ("token_ids", "positions")
@@ -38,39 +37,27 @@ class Gathered:
     number: Tensor
 
 
-def gather(
-    settings: Mapping[str, Tensor],
-    progress: Mapping[str, Tensor],
-    slots: Tensor,
-    *,
-    width: int,
-    tokens: int,
-    rows: int,
-    shifted: bool,
-) -> Gathered:
+def gather(state: BoundState, slots: Tensor, *, width: int, tokens: int, rows: int, shifted: bool) -> Gathered:
     """The windows of ``slots[B]`` in ``tokens`` rows and their candidates in ``rows``, on the current CUDA stream.
 
-    ``settings`` and ``progress`` hold the contiguous fields of the decoding state of all slots. Entries of ``slots``
-    that name no slot have no rows. ``shifted``: row i scores position i + 1 (spec A.4). Raises PluginError.
+    Entries of ``slots`` (int64) that name no slot have no rows. ``shifted``: row i scores position i + 1 (spec A.4).
+    Raises PluginError.
     """
-    fields = [settings[name] for name in SETTINGS], [progress[name] for name in PROGRESS]
-    settings_struct, progress_struct = state_structs("gather", *fields, slots.device)
-    num_slots, max_seq_len = state_size(fields[1])
     gathered = _allocated(slots, tokens, rows)
     params = GatherParams(
-        settings=settings_struct,
-        progress=progress_struct,
-        slots=address("gather: slots", slots, torch.int64, (len(slots),), slots.device),
+        settings=state.settings,
+        progress=state.progress,
+        slots=address("gather: slots", slots, torch.int64, (len(slots),), state.device),
         **{name: tensor.data_ptr() for name, tensor in vars(gathered).items()},
         batch=len(slots),
-        num_slots=num_slots,
-        max_seq_len=max_seq_len,
+        num_slots=state.num_slots,
+        max_seq_len=state.max_seq_len,
         width=width,
         tokens=tokens,
         rows=rows,
         shifted=int(shifted),
     )
-    launch("gather", params, slots.device)
+    launch("gather", params, state.device)
     return gathered
 
 

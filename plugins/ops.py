@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,19 +69,23 @@ def _have_kernels() -> bool:
     return False
 
 
-def attention_params(
-    qkv: Tensor,
-    kv_cache: Tensor,
-    positions: Tensor,
-    cu_window: Tensor,
-    kv_lengths: Tensor,
-    slots: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    out: Tensor,
-    out_scale: Tensor | None = None,
-) -> AttentionParams:
+class AttentionInputs(NamedTuple):
+    """The arguments of ``window_attention`` in their order: see the function of that name in reference.py."""
+
+    qkv: Tensor
+    kv_cache: Tensor
+    positions: Tensor
+    cu_window: Tensor
+    kv_lengths: Tensor
+    slots: Tensor
+    cos: Tensor
+    sin: Tensor
+    out_scale: Tensor | None = None
+
+
+def attention_params(given: AttentionInputs, out: Tensor) -> AttentionParams:
     """The C struct over these tensors, which must outlive its use. Raises PluginError on a tensor that does not fit."""
+    qkv, kv_cache, positions, cu_window, kv_lengths, slots, cos, sin, out_scale = given
     (num_slots, _, kv_heads, max_seq_len, head_dim), tokens, batch = kv_cache.shape, len(qkv), len(slots)
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     table = (max_seq_len, head_dim // 2)
@@ -110,40 +115,25 @@ def attention_params(
     )
 
 
-def _new_attended(
-    qkv: Tensor,
-    kv_cache: Tensor,
-    positions: Tensor,
-    cu_window: Tensor,
-    kv_lengths: Tensor,
-    slots: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    out_scale: Tensor | None = None,
-) -> Tensor:
-    width = qkv.shape[1] - 2 * kv_cache.shape[2] * kv_cache.shape[4]
-    return qkv.new_empty(len(qkv), width, dtype=_out_dtype(qkv, out_scale))
+def _new_attended(given: AttentionInputs) -> Tensor:
+    qkv, cache = given.qkv, given.kv_cache
+    width = qkv.shape[1] - 2 * cache.shape[2] * cache.shape[4]
+    return qkv.new_empty(len(qkv), width, dtype=_out_dtype(qkv, given.out_scale))
 
 
-def _window_attention_cuda(
-    qkv: Tensor,
-    kv_cache: Tensor,
-    positions: Tensor,
-    cu_window: Tensor,
-    kv_lengths: Tensor,
-    slots: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    out_scale: Tensor | None = None,
-) -> Tensor:
-    layout = (positions, cu_window, kv_lengths, slots, cos, sin)
-    if not is_compiled("window_attention", qkv.dtype, kv_cache.shape[4]):
-        return reference.window_attention(qkv, kv_cache, *layout, out_scale)
-    qkv, out = qkv.contiguous(), _new_attended(qkv, kv_cache, *layout, out_scale)
-    if len(slots) == 0:
+def _window_attention_cuda(given: AttentionInputs) -> Tensor:
+    if not is_compiled("window_attention", given.qkv.dtype, given.kv_cache.shape[4]):
+        return reference.window_attention(*given)
+    given, out = given._replace(qkv=given.qkv.contiguous()), _new_attended(given)
+    if len(given.slots) == 0:
         return out.zero_()
-    launch("window_attention", attention_params(qkv, kv_cache, *layout, out, out_scale), qkv.device)
+    launch("window_attention", attention_params(given, out), given.qkv.device)
     return out
+
+
+def _flat(function: Callable[[AttentionInputs], Tensor]) -> Callable[..., Tensor]:
+    """The function as torch calls it, with one argument after the other."""
+    return lambda *tensors: function(AttentionInputs(*tensors))
 
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -296,7 +286,7 @@ def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
 
 
 for _name, _cpu, _cuda, _meta in (
-    ("window_attention", reference.window_attention, _window_attention_cuda, _new_attended),
+    ("window_attention", reference.window_attention, _flat(_window_attention_cuda), _flat(_new_attended)),
     ("select", _select_cpu, _select_cuda, _new_selected),
     ("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed),
     ("add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added),

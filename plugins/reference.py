@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FP8_MAX = 448.0  # of float8_e4m3fn
+FINE_EPS, COARSE_EPS = 1e-12, 1e-8  # inside the logarithm of the entropy (spec T10)
 
 # SplitMix64: its increment and the two multipliers of its finalizer, as signed 64-bit integers.
 UNIFORM_BITS = 23

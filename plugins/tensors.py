@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from d3llm_trt.dtypes import DTYPES, dtype_name
 from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins import library
-from d3llm_trt.plugins.c_structs import DTYPE_CODES, Params
+from d3llm_trt.plugins.c_structs import Params
 
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> int:
@@ -22,8 +23,8 @@ def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def dtype_code(dtype: torch.dtype) -> int:
-    """As ``d3llm_dtype`` has it."""
-    return DTYPE_CODES[str(dtype).removeprefix("torch.")]
+    """The code of ``dtype`` in ``d3llm_dtype``."""
+    return DTYPES[dtype_name(dtype)].code
 
 
 def launch(name: str, params: Params, device: torch.device) -> None:

@@ -1,119 +1,78 @@
-"""Decoder: the slots of one engine, and the steps that advance them."""
+"""Decoder: the requests in the slots of one engine, and the steps that advance them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from d3llm_trt.errors import EngineError
 from d3llm_trt.progress import OnProgress
-from d3llm_trt.runtime.decoding.config import DecodingConfig
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
-from d3llm_trt.runtime.decoding.state import DecodingState, new_request
-from d3llm_trt.runtime.decoding.step import SlotReport, StepShape, plan_pass, read_report, report, run_step
-from d3llm_trt.runtime.engines.base import Engine
-from d3llm_trt.runtime.stepping.device_step import Bucket
-from d3llm_trt.runtime.stepping.graphs import graph_runner
-
-
-@dataclass(frozen=True)
-class _Occupant:
-    """What the host knows of a request for as long as it is in a slot."""
-
-    length: int
-    blocks: int
-    algorithm: str
-    sampling: bool
+from d3llm_trt.runtime.decoding.step import SlotReport, first_pass
+from d3llm_trt.runtime.stepping.stepper import Occupant, Stepper
 
 
 class Decoder:
-    """Requests enter and leave slots between steps; all slots named in a step advance by one pass.
+    """Requests enter and leave slots between steps; all slots named in a step advance by one pass."""
 
-    ``cuda_graphs``: ``all``, ``largest`` or ``off``, by default what the engine and the GPU can.
-    """
-
-    def __init__(self, engine: Engine, cuda_graphs: str | None = None) -> None:
-        spec = engine.spec
-        self._engine = engine
-        self.state = DecodingState.empty(spec.max_batch_size, spec.max_seq_len, spec.device)
-        self.runner = graph_runner(engine, self.state, cuda_graphs)
-        self._occupants: dict[int, _Occupant] = {}
-        self.reports: dict[int, SlotReport] = {}
+    def __init__(self, stepper: Stepper) -> None:
+        self.spec = stepper.spec
+        self._stepper = stepper
+        self._occupants: dict[int, Occupant] = {}
 
     def admit(self, slot: int, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Put a request that fits the engine into a slot. Raises RequestError if its settings do not fit each other."""
-        config, algorithm = self._engine.spec.model_config, params.decoding.algorithm
-        settings, progress = new_request(config, prompt_token_ids, params)
         # Planned on the host, so that admission does not wait for the device.
-        progress = plan_pass(config, (algorithm,), settings, progress)
-        with self._on_stream():
-            self.state.admit(slot, settings, progress)
-        length, blocks = progress.canvas.shape[1], progress.active.shape[1]
-        self._occupants[slot] = _Occupant(length, blocks, algorithm, params.temperature > 0)
-        self.reports[slot] = read_report(report(progress))[0]
+        settings, progress = first_pass(self.spec.model_config, prompt_token_ids, params)
+        with self._stepper.on_stream():
+            self._stepper.state.admit(slot, settings, progress)
+        self._occupants[slot] = Occupant.entering(slot, params, progress)
 
     def warm_up(self, progress: OnProgress | None = None) -> None:
-        """Capture what requests will probably need, by steps of a request made up for each; none may be in a slot.
+        """Prepare steps that requests will probably need; no request may be in a slot.
 
-        ``progress`` is called as ``progress("capture", done, total)``.
+        The engine is closed if that raises anything. Raises EngineError if the GPU's memory is full.
         """
-        if self.runner is None:
-            return
-        defaults = self.runner.defaults
-        for done, bucket in enumerate(defaults, start=1):
-            self._admit_for(bucket)
-            self.note([0], self.runner.run([0], bucket.tokens, bucket.rows, capture=True))
-            if not self.runner.enabled:
-                return
-            if progress is not None:
-                progress("capture", done, len(defaults))
-
-    def _admit_for(self, bucket: Bucket) -> None:
-        """A request whose first pass fills a bucket, into slot 0."""
-        spec, config = self._engine.spec, self._engine.spec.model_config
-        length = min(bucket.tokens, spec.max_seq_len)
-        generated = min(bucket.rows, length - 1)
-        ids = [token for token in range(min(config.vocab_size, length + 1)) if token != config.mask_token_id]
-        prompt = [ids[index % len(ids)] for index in range(length - generated)]
-        decoding = DecodingConfig(block_size=generated, threshold=0.0)
-        self.admit(0, prompt, SamplingParams(max_tokens=generated, decoding=decoding))
+        try:
+            self._stepper.warm_up(progress)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise engine_failure(error) from error
+            raise
 
     def step(self, slots: Sequence[int]) -> list[SlotReport]:
         """One pass for the requests in ``slots``."""
-        if self.runner is not None:
-            used = [self.reports[slot] for slot in slots]
-            tokens, rows = sum(report.window_tokens for report in used), sum(report.candidates for report in used)
-            return self.note(slots, self.runner.run(slots, tokens, rows))
-        where = torch.tensor(slots, device=self._engine.spec.device)
-        return self.note(slots, run_step(self._engine, self.state, where, self.shape(slots)))
-
-    def note(self, slots: Sequence[int], report: Tensor) -> list[SlotReport]:
-        """Read the report of a pass for ``slots``; waits for the device."""
-        reports = read_report(report)
-        self.reports.update(zip(slots, reports, strict=True))
+        occupants = [self._occupants[slot] for slot in slots]
+        reports = self._stepper.step(occupants)
+        for occupant, report in zip(occupants, reports, strict=True):
+            self._occupants[occupant.slot] = replace(occupant, report=report)
         return reports
 
-    def shape(self, slots: Sequence[int]) -> StepShape:
-        """The sizes of the next pass for ``slots``."""
-        occupants, reports = [self._occupants[slot] for slot in slots], [self.reports[slot] for slot in slots]
-        return StepShape(
-            width=max(occupant.length for occupant in occupants),
-            blocks=max(occupant.blocks for occupant in occupants),
-            tokens=sum(report.window_tokens for report in reports),
-            rows=sum(report.candidates for report in reports),
-            algorithms=tuple(sorted({occupant.algorithm for occupant in occupants})),
-            sampling=any(occupant.sampling for occupant in occupants),
-        )
+    @property
+    def reports(self) -> Mapping[int, SlotReport]:
+        """By slot, the report of its request's last pass."""
+        return {slot: occupant.report for slot, occupant in self._occupants.items()}
 
-    def read(self, slot: int) -> tuple[list[int], list[int]]:
-        """The canvas of a slot and the pass that committed each position; waits for the device."""
-        progress, length = self.state.progress, self._occupants[slot].length
-        with self._on_stream():
-            return progress.canvas[slot, :length].tolist(), progress.commit_steps[slot, :length].tolist()
+    def read(self, slots: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        """The canvas of each slot, and the pass that committed each of its positions; waits for the device."""
+        if not slots:
+            return []
+        progress, lengths = self._stepper.state.progress, [self._occupants[slot].length for slot in slots]
+        with self._stepper.on_stream():
+            rows = torch.tensor(slots, device=progress.canvas.device)
+            width = max(lengths)
+            both = torch.stack((progress.canvas[rows, :width], progress.commit_steps[rows, :width])).cpu()
+        canvases, steps = both[0], both[1]
+        return [(canvases[row, :length].tolist(), steps[row, :length].tolist()) for row, length in enumerate(lengths)]
 
-    def _on_stream(self) -> AbstractContextManager[object]:
-        """What touches the state of a runner is queued behind its steps."""
-        return nullcontext() if self.runner is None else torch.cuda.stream(self.runner.stream)
+    def close(self) -> None:
+        """The engine is not used any more."""
+        self._stepper.close()
+
+
+def engine_failure(error: BaseException) -> EngineError:
+    """What requests are told of whatever an engine raised."""
+    return EngineError(f"the engine failed: {type(error).__name__}: {error}")

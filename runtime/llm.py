@@ -9,22 +9,23 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from d3llm_trt.engine_source import engine_for, source_directory
-from d3llm_trt.errors import D3llmError, EngineError, RequestError
+from d3llm_trt.engine_source import source_directory
+from d3llm_trt.errors import D3llmError, RequestError
 from d3llm_trt.progress import OnProgress, build_progress
 from d3llm_trt.runtime.answer import failed_output
+from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 from d3llm_trt.runtime.engines.base import Engine
-from d3llm_trt.runtime.loading import choose_device, load_engine
-from d3llm_trt.runtime.memory import check_memory
+from d3llm_trt.runtime.loading import choose_device, open_engine
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request, RequestMaker, Sink
 from d3llm_trt.runtime.scheduler import Scheduler
+from d3llm_trt.runtime.stepping.factory import make_stepper
+from d3llm_trt.runtime.stepping.policy import parse_policy
 from d3llm_trt.runtime.worker import Worker
 from d3llm_trt.tokenizer import Tokenizer
 
@@ -62,40 +63,30 @@ class LLM:
         cuda_graphs: str | None = None,
         progress: OnProgress | None = None,
     ) -> None:
-        where = choose_device(device)
-        if backend not in (None, "torch") and where.type != "cuda":
-            raise EngineError(f"a {backend} plan needs an NVIDIA GPU; for the CPU leave out the backend")
+        policy, where = parse_policy(cuda_graphs), choose_device(device)
         source = source_directory(model, revision)  # before our bars, since a download has its own
         with _shown(progress) as show:
-            directory, manifest = engine_for(
-                source,
-                backend=backend,
-                dtype=dtype,
-                max_batch_size=max_batch_size,
-                check=partial(check_memory, device=where, max_batch_size=max_batch_size),
-                progress=show,
+            engine, tokenizer = open_engine(
+                source, where, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
             )
-            engine = load_engine(
-                directory, manifest, device=where, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs
-            )
-            scheduler = Scheduler(engine, Tokenizer.load(directory), cuda_graphs)
-            scheduler.warm_up(show)
-        self._start(scheduler)
+            decoder = Decoder(make_stepper(engine, policy))
+            decoder.warm_up(show)
+        self._start(decoder, tokenizer)
 
     @classmethod
     def over(cls, engine: Engine, tokenizer: Tokenizer | None = None, cuda_graphs: str | None = None) -> LLM:
         """An LLM over an engine that was made elsewhere; without a tokenizer it takes and gives token ids.
 
-        No CUDA graph is captured ahead.
+        No CUDA graph is captured ahead. Raises ConfigError on ``cuda_graphs`` that do not go with the engine.
         """
         model = cls.__new__(cls)
-        model._start(Scheduler(engine, tokenizer, cuda_graphs))
+        model._start(Decoder(make_stepper(engine, parse_policy(cuda_graphs))), tokenizer)
         return model
 
-    def _start(self, scheduler: Scheduler) -> None:
-        self.spec, self.tokenizer = scheduler.spec, scheduler.tokenizer
-        self._maker = RequestMaker(self.spec, self.tokenizer)
-        self._worker = Worker(scheduler)
+    def _start(self, decoder: Decoder, tokenizer: Tokenizer | None) -> None:
+        self.spec, self.tokenizer = decoder.spec, tokenizer
+        self._maker = RequestMaker(self.spec, tokenizer)
+        self._worker = Worker(Scheduler(decoder, tokenizer))
         self._numbers = itertools.count()
         self._finalizer = weakref.finalize(self, self._worker.close)
 
@@ -109,7 +100,8 @@ class LLM:
         """Answer all prompts, in their order; ``use_tqdm`` shows a progress bar on standard error.
 
         A request that is not acceptable or fails has ``error`` set and an empty answer; the others are not affected.
-        Raises RequestError only where prompts and ``sampling_params`` differ in number.
+        Raises RequestError where prompts and ``sampling_params`` differ in number, and EngineError once this LLM is
+        closed or its engine is broken.
         """
         listed = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
         params = _one_each(sampling_params, len(listed))
@@ -225,10 +217,9 @@ class LLM:
     def _submit_or_fail(self, request_id: str, prompt: Any, params: SamplingParams, sink: Sink) -> None:
         try:
             request = self._maker.make(request_id, prompt, params, sink)
-        except Exception as error:  # noqa: BLE001 (whatever is wrong with a request, only this one fails)
-            known = error if isinstance(error, D3llmError) else RequestError(f"{type(error).__name__}: {error}")
+        except D3llmError as error:
             text = prompt if isinstance(prompt, str) else None
-            sink(failed_output(Request(request_id, text, [], SamplingParams(), sink), known))
+            sink(failed_output(Request(request_id, text, [], SamplingParams(), sink), error))
             return
         self._worker.submit(request)
 

@@ -1,49 +1,65 @@
-"""Engine directory to a running engine: which class runs a backend, and on which device."""
+"""What a user names to a running engine: which class runs a backend, and on which device."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from d3llm_trt.config import CUDA_GRAPHS
-from d3llm_trt.errors import ConfigError
+from d3llm_trt.dtypes import torch_dtype
+from d3llm_trt.engine_source import engine_for
+from d3llm_trt.errors import ConfigError, EngineError
+from d3llm_trt.gpus import OLDEST_GPU
 from d3llm_trt.manifest import Manifest
+from d3llm_trt.progress import OnProgress
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec
 from d3llm_trt.runtime.engines.tensorrt_engine import load_tensorrt_engine
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
+from d3llm_trt.runtime.memory import check_memory
 from d3llm_trt.settings import require
+from d3llm_trt.tokenizer import Tokenizer
 
-OLDEST_GPU = (8, 0)
+
+def open_engine(
+    model: str | Path,
+    device: torch.device,
+    *,
+    backend: str | None = None,
+    dtype: str | None = None,
+    max_batch_size: int | None = None,
+    progress: OnProgress | None = None,
+) -> tuple[Engine, Tokenizer | None]:
+    """The engine of an engine directory, or of a checkpoint, which is built first, and its tokenizer if it has one.
+
+    Raises ConfigError, CheckpointError, BuildError or EngineError, before anything is built where it will not fit.
+    """
+    if backend not in (None, "torch") and device.type != "cuda":
+        raise EngineError(f"a {backend} plan needs an NVIDIA GPU; for the CPU leave out the backend")
+    check = partial(check_memory, device=device, max_batch_size=max_batch_size)
+    directory, manifest = engine_for(
+        model, backend=backend, dtype=dtype, max_batch_size=max_batch_size, check=check, progress=progress
+    )
+    engine = load_engine(directory, manifest, device=device, max_batch_size=max_batch_size)
+    return engine, Tokenizer.load(directory)
 
 
 def load_engine(
-    directory: Path,
-    manifest: Manifest,
-    *,
-    device: torch.device,
-    max_batch_size: int | None = None,
-    cuda_graphs: str | None = None,
+    directory: Path, manifest: Manifest, *, device: torch.device, max_batch_size: int | None = None
 ) -> Engine:
     """The engine in a verified directory. Raises ConfigError or EngineError."""
-    if cuda_graphs is not None:
-        require(cuda_graphs in CUDA_GRAPHS, "cuda_graphs", cuda_graphs, "all, largest, off, or None for the default")
     spec = _spec(manifest, device, max_batch_size)
-    load = TorchEngine.load if manifest.backend == "torch" else load_tensorrt_engine
-    engine: Engine = load(directory, manifest, spec)
-    if cuda_graphs not in (None, "off") and not engine.spec.graph_capturable:
-        reason = f"the {engine.spec.backend} engine on {device.type} cannot run inside a CUDA graph"
-        raise ConfigError(f"cuda_graphs is {cuda_graphs!r}, but {reason}; allowed: off or None")
-    return engine
+    if manifest.backend == "torch":
+        return TorchEngine.load(directory, manifest, spec)
+    return load_tensorrt_engine(directory, manifest, spec)
 
 
 def _spec(manifest: Manifest, device: torch.device, max_batch_size: int | None) -> EngineSpec:
     build = manifest.build_config
-    assert build.max_seq_len is not None and build.max_num_tokens is not None
     return EngineSpec(
         model_config=manifest.model_config,
         backend=manifest.backend,
-        dtype=getattr(torch, build.dtype),
+        dtype=torch_dtype(build.dtype),
         device=device,
         max_batch_size=max_batch_size or build.max_batch_size,
         max_seq_len=build.max_seq_len,

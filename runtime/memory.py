@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from d3llm_trt.capacity import Capacity, estimate, shown_bytes
-from d3llm_trt.config import BuildConfig
+from d3llm_trt.config import EngineConfig
 from d3llm_trt.errors import EngineError
 from d3llm_trt.model.config import ModelConfig
 
@@ -16,11 +16,11 @@ RESERVE = 512 << 20
 
 
 def check_memory(
-    config: ModelConfig, settings: BuildConfig, device: torch.device, max_batch_size: int | None = None
+    config: ModelConfig, settings: EngineConfig, device: torch.device, max_batch_size: int | None = None
 ) -> None:
     """Raise EngineError naming what is too large for the GPU, and the largest batch that is not.
 
-    Weights, KV cache and the activations of the largest pass of a resolved configuration must fit what is free now.
+    Weights, KV cache and the activations of the largest pass must fit what is free now.
     TensorRT plans its own memory, and can stream weights.
     """
     if device.type != "cuda" or settings.backend != "torch":
@@ -37,13 +37,12 @@ def check_memory(
     )
 
 
-def largest_batch(config: ModelConfig, settings: BuildConfig, most: int, free: int) -> int:
+def largest_batch(config: ModelConfig, settings: EngineConfig, most: int, free: int) -> int:
     """The most slots, up to ``most``, with which the engine fits ``free`` bytes; 0 if none does."""
     return next((size for size in range(most, 0, -1) if _needed(_capacity(config, settings, size)) <= free), 0)
 
 
-def _capacity(config: ModelConfig, settings: BuildConfig, batch: int) -> Capacity:
-    assert settings.max_seq_len is not None and settings.max_num_tokens is not None
+def _capacity(config: ModelConfig, settings: EngineConfig, batch: int) -> Capacity:
     tokens = min(settings.max_num_tokens, batch * settings.max_seq_len)
     return estimate(config, replace(settings, max_batch_size=batch, max_num_tokens=tokens))
 
@@ -59,6 +58,6 @@ def _remedy(batch: int) -> str:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Of the GPU, with what torch keeps for itself and does not use."""
+    """Bytes that are free on the GPU, with those that torch keeps for itself and does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

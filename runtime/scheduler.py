@@ -6,14 +6,10 @@ import heapq
 import logging
 from collections import deque
 
-import torch
-
-from d3llm_trt.errors import D3llmError, EngineError
-from d3llm_trt.progress import OnProgress
+from d3llm_trt.errors import D3llmError, EngineError, only_this_request
 from d3llm_trt.runtime.answer import Answer, failed_output
-from d3llm_trt.runtime.decoder import Decoder
+from d3llm_trt.runtime.decoder import Decoder, engine_failure
 from d3llm_trt.runtime.decoding.step import SlotReport
-from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request
 from d3llm_trt.tokenizer import Tokenizer
@@ -23,35 +19,21 @@ _LOG = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Owns the engine's slots. Not thread-safe: one thread adds, cancels and steps.
+    """Owns the slots of a decoder. Not thread-safe: one thread adds, cancels and steps.
 
     A request waits until there is a slot for it and room for its whole canvas among ``max_num_tokens``; nobody
     behind it in the queue overtakes it.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, cuda_graphs: str | None = None) -> None:
-        self.spec = engine.spec
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None) -> None:
+        self.spec = decoder.spec
         self.tokenizer = tokenizer
-        self._engine = engine
-        self._decoder = Decoder(engine, cuda_graphs)
+        self._decoder = decoder
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, Answer]] = {}
         # Lowest first, so that the slots in use lie close together.
         self._free = list(range(self.spec.max_batch_size))
         self._failures_in_a_row = 0
-
-    def warm_up(self, progress: OnProgress | None = None) -> None:
-        """See :meth:`Decoder.warm_up`; call it before the first request. The engine is closed if it raises anything.
-
-        Raises EngineError if the GPU's memory is full.
-        """
-        try:
-            self._decoder.warm_up(progress)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, torch.OutOfMemoryError):
-                raise _engine_failure(error) from error
-            raise
 
     @property
     def has_work(self) -> bool:
@@ -70,7 +52,7 @@ class Scheduler:
 
     def close(self) -> None:
         """The engine is not used any more."""
-        self._engine.close()
+        self._decoder.close()
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -93,14 +75,16 @@ class Scheduler:
         if not slots:
             return
         try:
-            reports = self._decoder.step(slots)
+            reports = dict(zip(slots, self._decoder.step(slots), strict=True))
+            looked_at = [slot for slot in slots if self._looks_at(slot, reports[slot])]
+            canvases = dict(zip(looked_at, self._decoder.read(looked_at), strict=True))
         except Exception as error:  # noqa: BLE001 (whatever an engine raises must reach the requests it ran)
             self._failures_in_a_row += 1
-            self.fail_running(_engine_failure(error))
+            self.fail_running(engine_failure(error))
             return
         self._failures_in_a_row = 0
-        for slot, report in zip(slots, reports, strict=True):
-            self._deliver(slot, report)
+        for slot in slots:
+            self._deliver(slot, reports[slot], canvases.get(slot))
 
     def fail_all(self, error: D3llmError) -> None:
         """End every request with ``error``."""
@@ -122,7 +106,7 @@ class Scheduler:
                 self._decoder.admit(slot, request.prompt_token_ids, request.params)
             except Exception as error:  # noqa: BLE001 (as in a step: whatever it is, only this request fails)
                 self._failures_in_a_row += 1
-                self._give(request, failed_output(request, _engine_failure(error)))
+                self._give(request, failed_output(request, engine_failure(error)))
                 continue
             heapq.heappop(self._free)
             self._running[slot] = (request, Answer(request, self.tokenizer, self.spec.model_config.eos_token_id))
@@ -131,20 +115,32 @@ class Scheduler:
         taken = sum(other.length for other, _ in self._running.values())
         return taken + request.length <= self.spec.max_num_tokens
 
-    def _deliver(self, slot: int, report: SlotReport) -> None:
+    def _looks_at(self, slot: int, report: SlotReport) -> bool:
+        """Whether a request's canvas is needed after this pass."""
+        return not report.failed and (report.done or self._running[slot][1].looks_at_every_pass)
+
+    def _deliver(self, slot: int, report: SlotReport, canvas: tuple[list[int], list[int]] | None) -> None:
         request, answer = self._running[slot]
         answer.note_pass()
         if report.failed:
-            self._release(slot)
-            self._give(request, answer.failure(_not_numbers(report.passes)))
+            output = answer.failure(_not_numbers(report.passes))
+        elif canvas is not None:
+            output = self._output(answer, *canvas, report.done)
+        else:
             return
-        if not (report.done or answer.looks_at_every_pass):
-            return
-        output = answer.output(*self._decoder.read(slot), done=report.done)
         if output.finished:
             self._release(slot)
         if answer.is_news(output):
             self._give(request, output)
+
+    @staticmethod
+    def _output(answer: Answer, canvas: list[int], commit_steps: list[int], done: bool) -> RequestOutput:
+        """What the answer looks like now; a text that cannot be made fails only its own request."""
+        try:
+            with only_this_request("the answer's text could not be made"):
+                return answer.output(canvas, commit_steps, done=done)
+        except D3llmError as error:
+            return answer.failure(error)
 
     def _release(self, slot: int) -> None:
         del self._running[slot]
@@ -157,10 +153,6 @@ class Scheduler:
             request.sink(output)
         except Exception:  # noqa: BLE001 (it is logged, and it is not the scheduler's)
             _LOG.exception("the sink of request %s failed", request.request_id)
-
-
-def _engine_failure(error: Exception) -> EngineError:
-    return EngineError(f"the engine failed: {type(error).__name__}: {error}")
 
 
 def _not_numbers(passes: int) -> EngineError:

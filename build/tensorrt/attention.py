@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from d3llm_trt.build.tensorrt.lowering import Lowering
+from d3llm_trt.config import EngineConfig
+from d3llm_trt.dtypes import torch_dtype
 from d3llm_trt.errors import BuildError, PluginError
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.torch_ops import rotary_tables
@@ -39,29 +41,20 @@ class Inputs:
 class NativeAttention:
     """IAttention on padded windows ``[B, S, ...]`` over caches ``[B, kv_heads, positions, d]``.
 
-    Args:
-        explicit_mask: hide what is behind a slot's length with a mask, not with ``key_value_lengths``.
-        cache_positions: capacity of a slot's cache.
+    What is behind a slot's length is hidden by ``key_value_lengths``, or by a mask with ``attention_mask='explicit'``.
     """
 
-    def __init__(
-        self,
-        lowering: Lowering,
-        config: ModelConfig,
-        dtype: torch.dtype,
-        inputs: Inputs,
-        cache_positions: int,
-        explicit_mask: bool,
-    ) -> None:
+    def __init__(self, lowering: Lowering, config: ModelConfig, settings: EngineConfig, inputs: Inputs) -> None:
         self._low = lowering
         self._config = config
-        self._dtype = dtype
+        self._dtype = torch_dtype(settings.dtype)
         self._inputs = inputs
-        cos, sin = rotary_tables(config, cache_positions)
+        cos, sin = rotary_tables(config, settings.max_seq_len)
         self._cos, self._sin = lowering.constant("rope.cos", cos), lowering.constant("rope.sin", sin)
-        scale = torch.full((1, 1, 1, 1), config.head_dim**-0.5, dtype=dtype)
+        scale = torch.full((1, 1, 1, 1), config.head_dim**-0.5, dtype=self._dtype)
         self._scale = lowering.constant("attention.scale", scale)
-        self._mask = self._make_mask(cache_positions) if explicit_mask else None
+        explicit = settings.plan.attention_mask == "explicit"
+        self._mask = self._make_mask(settings.max_seq_len) if explicit else None
         self.updated: list[tuple[Any, Any]] = []
 
     def _make_mask(self, cache_positions: int) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.build.tensorrt.network import Binding, BuiltNetwork
-from d3llm_trt.config import TensorRTConfig
+from d3llm_trt.config import PlanConfig
 from d3llm_trt.errors import BuildError
 from d3llm_trt.files import replace_file
 from d3llm_trt.manifest import FileFacts
@@ -82,7 +82,7 @@ def compile_plan(
     builder: Any,
     messages: Messages,
     built: BuiltNetwork,
-    options: TensorRTConfig,
+    options: PlanConfig,
     path: Path,
     progress: OnProgress | None = None,
 ) -> FileFacts:
@@ -107,7 +107,7 @@ def compile_plan(
     return FileFacts(writer.digest.hexdigest(), writer.size)
 
 
-def _set_options(trt: Any, config: Any, options: TensorRTConfig) -> None:
+def _set_options(trt: Any, config: Any, options: PlanConfig) -> None:
     config.builder_optimization_level = options.optimization_level
     config.clear_flag(trt.BuilderFlag.TF32)
     # So that the engine inspector can tell layers by the model's names.

@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.errors import BuildError
-
-_TYPES = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float8_e4m3fn: "fp8",
-    torch.int32: "int32",
-    torch.int64: "int64",
-}
+from d3llm_trt.tensorrt_module import tensorrt_dtype
 
 
 class Lowering:
@@ -53,7 +45,7 @@ class Lowering:
 
     def dtype(self, dtype: torch.dtype) -> Any:
         """TensorRT's name of a dtype."""
-        return getattr(self.trt, _TYPES[dtype])
+        return tensorrt_dtype(self.trt, dtype)
 
     def weight(self, name: str, tensor: Tensor, shape: Sequence[int] | None = None) -> Any:
         """A model weight as a constant that can be refitted under ``name``. It is not copied."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,26 +13,13 @@ from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.model.config import ModelConfig
 
 
-@dataclass(frozen=True)
-class LoweredWeights:
-    """Packed weights by name, in the network's dtype or FP8, and the FP8 scales.
-
-    ``weight_scales`` and ``input_scales`` (float32 scalars, by the linear layer's name) are there for exactly the
-    layers whose weight is FP8: a value is its FP8 number times the scale.
-    """
-
-    tensors: Mapping[str, Tensor]
-    weight_scales: Mapping[str, Tensor]
-    input_scales: Mapping[str, Tensor]
-
-
 class TensorRTOps:
     """Lowers one forward pass. Rows are ``[T, ...]``, or ``[B, S, ...]`` with padded attention.
 
     Args:
         lowering: the network under construction.
         config: the model.
-        weights: see :class:`LoweredWeights`.
+        weights: packed weights by name, in the network's dtype or as :func:`packed_tensors` has them for fp8.
         dtype: of activations and logits.
         attention: how attention is lowered.
     """
@@ -42,7 +28,7 @@ class TensorRTOps:
         self,
         lowering: Lowering,
         config: ModelConfig,
-        weights: LoweredWeights,
+        weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         attention: Attention,
     ) -> None:
@@ -61,11 +47,11 @@ class TensorRTOps:
         """See :class:`Ops`. With scales, input and weight go through FP8, which TensorRT fuses with the product."""
         weight_name, rank = f"{name}.weight", len(x.shape)
         weight = self._weight(weight_name, rank)
-        if name in self._weights.weight_scales:
-            weight = self._dequantized(f"{name}.weight", weight, self._weights.weight_scales[name])
-            x = self._through_fp8(f"{name}.input", x, self._weights.input_scales[name])
+        if f"{name}.weight_scale" in self._weights:
+            weight = self._dequantized(weight_name, weight, self._weights[f"{name}.weight_scale"])
+            x = self._through_fp8(f"{name}.input", x, self._weights[f"{name}.input_scale"])
         product = self._low.matmul(name, x, weight)
-        if f"{name}.bias" not in self._weights.tensors:
+        if f"{name}.bias" not in self._weights:
             return product
         return self._low.binary(f"{name}.add_bias", product, "SUM", self._weight(f"{name}.bias", rank))
 
@@ -80,7 +66,7 @@ class TensorRTOps:
     def _dequantize(self, name: str, x: Any, factor: Any) -> Any:
         return self._low.output(name, self._low.network.add_dequantize(x, factor, self._low.dtype(self._dtype)))
 
-    def rms_norm(self, name: str, x: Any) -> Any:
+    def rms_norm(self, name: str, x: Any, feeds: str) -> Any:
         """See :class:`Ops`; statistics in float32, cast back before the weight."""
         low, rank = self._low, len(x.shape)
         full = low.cast(f"{name}.to_float32", x, torch.float32)
@@ -93,15 +79,16 @@ class TensorRTOps:
         normed = low.cast(f"{name}.cast_back", scaled, self._dtype)
         return low.binary(name, normed, "PROD", self._weight(f"{name}.weight", rank))
 
-    def add_linear(self, name: str, residual: Any, linear: str, x: Any) -> Any:
+    def add_linear_norm(self, residual: Any, linear: str, x: Any, norm: str, feeds: str) -> tuple[Any, Any]:
         """See :class:`Ops`."""
-        return self._low.binary(name, residual, "SUM", self.linear(linear, x))
+        total = self._low.binary(f"{linear}.residual", residual, "SUM", self.linear(linear, x))
+        return total, self.rms_norm(norm, total, feeds)
 
-    def attention(self, name: str, layer: int, qkv: Any) -> Any:
+    def attention(self, name: str, layer: int, qkv: Any, feeds: str) -> Any:
         """See :class:`Ops`."""
         return self._attention.lower(name, layer, qkv)
 
-    def gated_mlp(self, name: str, gate_up: Any) -> Any:
+    def gated_mlp(self, name: str, gate_up: Any, feeds: str) -> Any:
         """See :class:`Ops`."""
         low, size, rank = self._low, self._config.intermediate_size, len(gate_up.shape)
         rows = (0,) * (rank - 1)
@@ -116,11 +103,11 @@ class TensorRTOps:
 
     def gather_rows(self, name: str, x: Any, rows: Any) -> Any:
         """See :class:`Ops`; padded rows are numbered ``b * S + s``."""
-        flat = x if len(x.shape) == 2 else self._low.reshape(f"{name}.flat", x, (-1, self._config.hidden_size))
+        flat = x if len(x.shape) == 2 else self._low.reshape(f"{name}.flat", x, (-1, x.shape[-1]))
         return self._low.output(name, self._low.network.add_gather(flat, rows, 0))
 
     def _weight(self, name: str, rank: int | None = None) -> Any:
         """A weight, with leading ones so that it has as many dimensions as what it is combined with."""
-        tensor = self._weights.tensors[name]
+        tensor = self._weights[name]
         shape = tuple(tensor.shape)
         return self._low.weight(name, tensor, shape if rank is None else (1,) * (rank - len(shape)) + shape)

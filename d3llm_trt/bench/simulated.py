@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d3llm_trt.runtime.engines.base import Engine, ForwardBatch, MeasurableEngine
+from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
 
 CERTAIN = 1e4  # added to a logit: entropy 0
 TOKEN = 1  # any id that is neither mask nor EOS
@@ -21,8 +21,6 @@ class SimulatedAcceptance:
         self.spec = engine.spec
         self._engine = engine
         self._rate = tokens_per_forward
-        if isinstance(engine, MeasurableEngine):
-            self.run_products = engine.run_products
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """See :meth:`Engine.forward`."""

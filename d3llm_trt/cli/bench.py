@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,11 @@ import click
 from d3llm_trt.bench.shapes import SHAPES
 from d3llm_trt.cli.generate import decoding_config, decoding_options
 from d3llm_trt.cli.options import PATH, Several
-from d3llm_trt.config import CUDA_GRAPHS, QUANTIZATIONS
+from d3llm_trt.config import QUANTIZATIONS
+from d3llm_trt.dtypes import COMPUTE, torch_dtype
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.runtime.decoding.config import DecodingConfig
+from d3llm_trt.runtime.stepping.policy import CUDA_GRAPHS
 from d3llm_trt.settings import require
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--decoding", type=PATH, help="YAML or JSON file of decoding settings; the options below override it.")
 @decoding_options
 @click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
-@click.option("--dtype", type=click.Choice(("bfloat16", "float16", "float32")), help="Of --shape, or of a checkpoint.")
+@click.option("--dtype", type=click.Choice(COMPUTE), help="Of --shape, or of a checkpoint.")
 @click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="Of --shape.", show_default="none")
 @click.option("--cuda-graphs", type=click.Choice(CUDA_GRAPHS), help="By default what the GPU can.")
 @click.option("--breakdown", is_flag=True, help="Also where a step's time goes, by kind of kernel; needs a GPU.")
@@ -102,30 +103,22 @@ def _in_precision(quantization: str | None) -> str:
 
 
 def _open(model: Path | None, shape: str | None, options: dict[str, Any], device: Any) -> LLM:
-    import torch
-
     from d3llm_trt.bench.random_engine import random_engine
     from d3llm_trt.bench.simulated import SimulatedAcceptance
-    from d3llm_trt.engine_source import engine_for
     from d3llm_trt.runtime.engines.base import Engine
     from d3llm_trt.runtime.llm import LLM
-    from d3llm_trt.runtime.loading import load_engine
-    from d3llm_trt.runtime.memory import check_memory
+    from d3llm_trt.runtime.loading import open_engine
 
     batch = max(options["batch_size"])
     engine: Engine
     if model is not None:
-        check = partial(check_memory, device=device, max_batch_size=batch)
-        directory, manifest = engine_for(model, dtype=options["dtype"], max_batch_size=batch, check=check)
-        engine = load_engine(
-            directory, manifest, device=device, max_batch_size=batch, cuda_graphs=options["cuda_graphs"]
-        )
+        engine, _ = open_engine(model, device, dtype=options["dtype"], max_batch_size=batch)
     else:
         assert shape is not None
         engine = random_engine(
             shape,
             device=device,
-            dtype=getattr(torch, options["dtype"] or "bfloat16"),
+            dtype=torch_dtype(options["dtype"] or "bfloat16"),
             max_batch_size=batch,
             max_seq_len=options["input_len"] + options["output_len"],
             layers=options["layers"],
@@ -150,11 +143,9 @@ def _with_runs(report: Report, llm: LLM, options: dict[str, Any], decoding: Deco
 
 
 def _peers(shape: str, options: dict[str, Any], device: Any) -> dict[str, float]:
-    import torch
-
     from d3llm_trt.bench.peers import peer_seconds
     from d3llm_trt.bench.random_engine import random_weights
 
-    dtype = getattr(torch, options["dtype"] or "bfloat16")
+    dtype = torch_dtype(options["dtype"] or "bfloat16")
     config, weights = random_weights(shape, device=device, dtype=dtype, layers=options["layers"])
     return peer_seconds(config, weights, options["input_len"] + options["output_len"], options["output_len"])

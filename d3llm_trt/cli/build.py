@@ -72,7 +72,7 @@ def build(
 ) -> None:
     """Turn the d3LLM CHECKPOINT, a directory or ORG/NAME[@REVISION] on the Hub, into an engine directory."""
     config = _config(settings)
-    from d3llm_trt.build.builder import check_build
+    from d3llm_trt.build.check import check_build
     from d3llm_trt.capacity import estimate
     from d3llm_trt.cli.inspect import engine_facts, print_facts
     from d3llm_trt.engine_source import source_directory

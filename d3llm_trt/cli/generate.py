@@ -17,6 +17,7 @@ from d3llm_trt.config import BACKENDS, DTYPES
 from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.prompts import Prompt, as_chat, read_prompts
 from d3llm_trt.runtime.decoding.config import ALGORITHMS, DecodingConfig
+from d3llm_trt.runtime.stepping.policy import CUDA_GRAPHS
 
 if TYPE_CHECKING:
     from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
@@ -83,6 +84,9 @@ def decoding_options(command: Command) -> Command:
 @click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
 @click.option("--dtype", type=click.Choice(DTYPES), help="When MODEL is a checkpoint.", show_default="auto")
 @click.option("--max-batch-size", type=int, help="Requests decoded together.", show_default="the engine's")
+@click.option(
+    "--cuda-graphs", type=click.Choice(CUDA_GRAPHS), help="Steps to capture.", show_default="what the GPU can"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per request.")
 @click.option("--watch", is_flag=True, help="Show the answer being unmasked; one prompt only.")
 @click.option("--trace", type=PATH, help="Write a .png or .html of when each token was committed; one prompt only.")
@@ -152,7 +156,7 @@ def _open(model: Path, options: dict[str, Any]) -> LLM:
     from d3llm_trt.progress import build_progress
 
     source = source_directory(model, options["revision"])  # before our bars, since a download has its own
-    names = ("backend", "device", "dtype", "max_batch_size")
+    names = ("backend", "device", "dtype", "max_batch_size", "cuda_graphs")
     with build_progress() as progress:
         return d3llm_trt.LLM(source, **{name: options[name] for name in names}, progress=progress)
 

@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from d3llm_trt.capacity import shown_bytes
+from d3llm_trt.dtypes import DTYPES
 from d3llm_trt.engine_source import GIVE_EITHER
 from d3llm_trt.errors import EngineError
 from d3llm_trt.files import require_directory
 from d3llm_trt.manifest import Manifest, is_engine, load_manifest, verify_files
 from d3llm_trt.model.config import ModelConfig
-from d3llm_trt.model.packing import DTYPE_BYTES
 from d3llm_trt.tokenizer_files import TOKENIZER_FILE
 
 Facts = dict[str, Any]
@@ -76,9 +76,7 @@ def _calibration_facts(manifest: Manifest) -> Facts:
 
 def plan_facts(manifest: Manifest) -> Facts:
     """What a plan was built for, from the manifest."""
-    build = manifest.build_config
-    options = build.tensorrt
-    assert options is not None and options.token_buckets is not None
+    build, options = manifest.build_config, manifest.build_config.plan
     batches = 1 if options.attention == "plugin" or build.max_batch_size == 1 else 2
     return {
         "tensorrt_version": manifest.backend_version,
@@ -125,7 +123,7 @@ def model_facts(config: ModelConfig, dtype: str) -> Facts:
     """A model's hyper-parameters, and its sizes when it runs in ``dtype``."""
     facts = config.to_dict()
     family = {"family": facts.pop("family"), "dtype": dtype, "parameters": config.num_parameters}
-    kv_bytes = config.kv_values_per_token * DTYPE_BYTES[dtype]
+    kv_bytes = config.kv_values_per_token * DTYPES[dtype].num_bytes
     return {**family, "kv_bytes_per_token": kv_bytes, **facts, "end_token_ids": list(config.end_token_ids)}
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from d3llm_trt.dtypes import DTYPES, FP8
 from d3llm_trt.model.config import ModelConfig
-
-DTYPE_BYTES = {"float8_e4m3fn": 1, "bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -19,14 +18,19 @@ class TensorForm:
 
     @property
     def num_bytes(self) -> int:
-        """Of its data."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        """Bytes of its values."""
+        return math.prod(self.shape) * DTYPES[self.dtype].num_bytes
+
+
+def layer_linears(layer: int) -> tuple[str, str, str, str]:
+    """Names of the linear layers of one transformer layer, in the order of the forward pass."""
+    name = f"layers.{layer}"
+    return f"{name}.attention.qkv", f"{name}.attention.output", f"{name}.mlp.gate_up", f"{name}.mlp.down"
 
 
 def quantized_layers(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the linear layers that a quantization covers: all of the blocks, so all but the LM head."""
-    names = ("attention.qkv", "attention.output", "mlp.gate_up", "mlp.down")
-    return tuple(f"layers.{layer}.{name}" for layer in range(config.num_layers) for name in names)
+    """Names of the linear layers that a quantization covers: all of the transformer layers, so not the LM head."""
+    return tuple(name for layer in range(config.num_layers) for name in layer_linears(layer))
 
 
 def packed_tensors(config: ModelConfig, dtype: str, quantization: str | None = None) -> dict[str, TensorForm]:
@@ -39,6 +43,6 @@ def packed_tensors(config: ModelConfig, dtype: str, quantization: str | None = N
     if quantization is None:
         return forms
     layers = quantized_layers(config)
-    forms |= {f"{name}.weight": TensorForm(forms[f"{name}.weight"].shape, "float8_e4m3fn") for name in layers}
+    forms |= {f"{name}.weight": TensorForm(forms[f"{name}.weight"].shape, FP8) for name in layers}
     scales = (f"{name}.{scale}" for name in layers for scale in ("weight_scale", "input_scale"))
     return forms | dict.fromkeys(scales, TensorForm((), "float32"))

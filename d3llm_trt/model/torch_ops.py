@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,9 +82,6 @@ class TorchOps:
         self._kv_cache = kv_cache
         self._windows = windows
         self._cos, self._sin = tables
-        self._norm_after = _norms_after_sums(config)
-        self._linear_after = _linear_layers_after(config)
-        self._ahead: tuple[str, Tensor, Tensor] | None = None  # a norm, its input, and its output
 
     def embedding(self, name: str, ids: Tensor) -> Tensor:
         return F.embedding(ids, self._weights[f"{name}.weight"])
@@ -99,69 +94,38 @@ class TorchOps:
         x_scale = self._weights[f"{name}.input_scale"]
         return fp8_linear(x, weight, x_scale, weight_scale, bias, self._kv_cache.dtype)
 
-    def rms_norm(self, name: str, x: Tensor) -> Tensor:
-        if self._ahead is not None and self._ahead[0] == name and self._ahead[1] is x:
-            return self._ahead[2]
-        weight, scale = self._weights[f"{name}.weight"], self._scale_after(name)
+    def rms_norm(self, name: str, x: Tensor, feeds: str) -> Tensor:
+        weight, scale = self._weights[f"{name}.weight"], self.input_scale(feeds)
         normed: Tensor = ops.rms_norm(x, weight, self._config.rms_norm_eps, scale)
         return normed
 
-    def add_linear(self, name: str, residual: Tensor, linear: str, x: Tensor) -> Tensor:
+    def add_linear_norm(self, residual: Tensor, linear: str, x: Tensor, norm: str, feeds: str) -> tuple[Tensor, Tensor]:
         weight = self._weights[f"{linear}.weight"]
         if residual.is_cuda and weight.dtype == residual.dtype:
-            return residual.addmm_(x, weight.t())  # where the product ends anyway, rounded once
-        return self._add(name, residual, self.linear(linear, x))
+            total = residual.addmm_(x, weight.t())  # where the product ends anyway, rounded once
+            return total, self.rms_norm(norm, total, feeds)
+        # An FP8 product takes no residual, but the sum and its norm take one reading of the rows.
+        y, weight, scale = self.linear(linear, x), self._weights[f"{norm}.weight"], self.input_scale(feeds)
+        normed, total = ops.add_rms_norm(residual, y, weight, self._config.rms_norm_eps, scale)
+        return total, normed
 
-    def _add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Also computes the norm of the sum, where one follows: both take one reading of the rows."""
-        norm = self._norm_after.get(name)
-        if norm is None:
-            return x + y
-        normed: Tensor
-        total: Tensor
-        weight, scale = self._weights[f"{norm}.weight"], self._scale_after(norm)
-        normed, total = ops.add_rms_norm(x, y, weight, self._config.rms_norm_eps, scale)
-        self._ahead = (norm, total, normed)
-        return total
-
-    def attention(self, name: str, layer: int, qkv: Tensor) -> Tensor:
+    def attention(self, name: str, layer: int, qkv: Tensor, feeds: str) -> Tensor:
         at = self._windows
         attended: Tensor = ops.window_attention(
             qkv, self._kv_cache[layer], at.positions, at.cu_window, at.kv_lengths, at.slots, self._cos, self._sin,
-            self._scale_after(name),
+            self.input_scale(feeds),
         )  # fmt: skip
         return attended
 
-    def gated_mlp(self, name: str, gate_up: Tensor) -> Tensor:
-        gated: Tensor = ops.silu_mul(gate_up, self._scale_after(name))
+    def gated_mlp(self, name: str, gate_up: Tensor, feeds: str) -> Tensor:
+        gated: Tensor = ops.silu_mul(gate_up, self.input_scale(feeds))
         return gated
 
     def gather_rows(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
-        return x[rows]
+        if x.dtype != torch.float8_e4m3fn:
+            return x[rows]
+        return x.view(torch.int64)[rows].view(x.dtype)  # in words, since not every torch can index FP8
 
-    def _scale_after(self, name: str) -> Tensor | None:
-        """Input scale of the linear layer that takes the result of ``name``, if it runs in FP8."""
-        following = self._linear_after.get(name)
-        return None if following is None else self._weights.get(f"{following}.input_scale")
-
-
-@functools.cache
-def _norms_after_sums(config: ModelConfig) -> dict[str, str]:
-    """Name of the norm that takes each residual sum; the last sum goes through the choice of rows first."""
-    layers = [f"layers.{layer}" for layer in range(config.num_layers)]
-    norms = {f"{name}.attention.residual": f"{name}.mlp_norm" for name in layers}
-    following = itertools.pairwise(layers)
-    return norms | {f"{name}.mlp.residual": f"{after}.attention_norm" for name, after in following}
-
-
-@functools.cache
-def _linear_layers_after(config: ModelConfig) -> dict[str, str]:
-    """Name of the linear layer that alone takes the result of each norm, attention and gated MLP of the blocks."""
-    pairs = (
-        ("attention_norm", "attention.qkv"),
-        ("attention", "attention.output"),
-        ("mlp_norm", "mlp.gate_up"),
-        ("mlp", "mlp.down"),
-    )
-    layers = [f"layers.{layer}" for layer in range(config.num_layers)]
-    return {f"{layer}.{name}": f"{layer}.{linear}" for layer in layers for name, linear in pairs}
+    def input_scale(self, linear: str) -> Tensor | None:
+        """The scale of the FP8 numbers that a linear layer takes; None where it does not run in FP8."""
+        return self._weights.get(f"{linear}.input_scale")

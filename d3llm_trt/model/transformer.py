@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.ops import Ops, Tensor
+from d3llm_trt.model.packing import layer_linears
 
 
 def forward(config: ModelConfig, ops: Ops[Tensor], token_ids: Tensor, logit_rows: Tensor) -> Tensor:
@@ -13,14 +14,19 @@ def forward(config: ModelConfig, ops: Ops[Tensor], token_ids: Tensor, logit_rows
     chooses ``logit_rows`` asks for the row that scores the wanted position.
     """
     x = ops.embedding("embedding", token_ids)
+    normed = ops.rms_norm("layers.0.attention_norm", x, feeds="layers.0.attention.qkv")
     for layer in range(config.num_layers):
-        name = f"layers.{layer}"
-        normed = ops.rms_norm(f"{name}.attention_norm", x)
-        qkv = ops.linear(f"{name}.attention.qkv", normed)
-        attended = ops.attention(f"{name}.attention", layer, qkv)
-        x = ops.add_linear(f"{name}.attention.residual", x, f"{name}.attention.output", attended)
-        normed = ops.rms_norm(f"{name}.mlp_norm", x)
-        hidden = ops.gated_mlp(f"{name}.mlp", ops.linear(f"{name}.mlp.gate_up", normed))
-        x = ops.add_linear(f"{name}.mlp.residual", x, f"{name}.mlp.down", hidden)
-    rows = ops.gather_rows("logit_rows", x, logit_rows)
-    return ops.linear("lm_head", ops.rms_norm("final_norm", rows))
+        name, following = f"layers.{layer}", f"layers.{layer + 1}"
+        qkv, output, gate_up, down = layer_linears(layer)
+        attended = ops.attention(f"{name}.attention", layer, ops.linear(qkv, normed), feeds=output)
+        last = layer + 1 == config.num_layers
+        if last:  # All K/V are written: the other rows have nothing left to do.
+            x = ops.gather_rows(f"{name}.residual_rows", x, logit_rows)
+            attended = ops.gather_rows(f"{name}.attended_rows", attended, logit_rows)
+        x, normed = ops.add_linear_norm(x, output, attended, f"{name}.mlp_norm", feeds=gate_up)
+        hidden = ops.gated_mlp(f"{name}.mlp", ops.linear(gate_up, normed), feeds=down)
+        norm, feeds = f"{following}.attention_norm", f"{following}.attention.qkv"
+        if last:
+            norm, feeds = "final_norm", "lm_head"
+        x, normed = ops.add_linear_norm(x, down, hidden, norm, feeds=feeds)
+    return ops.linear("lm_head", normed)

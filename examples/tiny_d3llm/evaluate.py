@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from d3llm_trt import LLM, BuildConfig, DecodingConfig, RequestOutput, SamplingParams, build_engine
-from d3llm_trt.config import CUDA_GRAPHS, QUANTIZATIONS
+from d3llm_trt.config import QUANTIZATIONS
 from d3llm_trt.model.config import FAMILIES, Family
+from d3llm_trt.runtime.stepping.policy import CUDA_GRAPHS
 from examples.tiny_d3llm.check import HELDOUT_SEED
 from examples.tiny_d3llm.problems import Problem, is_exact, make_problems
 from examples.tiny_d3llm.tokenizer import checkpoint_dir

@@ -77,16 +77,17 @@ class TrainingOps(TorchOps):
         super().__init__(config, weights, torch.empty(0, device=device), Windows.whole(length), tables)
         self._shape = (batch, length)
 
-    def rms_norm(self, name: str, x: Tensor) -> Tensor:
+    def rms_norm(self, name: str, x: Tensor, feeds: str) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], eps=self._config.rms_norm_eps) * self._weights[f"{name}.weight"]
 
-    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
+    def add_linear_norm(self, residual: Tensor, linear: str, x: Tensor, norm: str, feeds: str) -> tuple[Tensor, Tensor]:
+        total = residual + self.linear(linear, x)
+        return total, self.rms_norm(norm, total, feeds)
 
-    def gated_mlp(self, name: str, gate_up: Tensor) -> Tensor:
+    def gated_mlp(self, name: str, gate_up: Tensor, feeds: str) -> Tensor:
         return reference.silu_mul(gate_up)
 
-    def attention(self, name: str, layer: int, qkv: Tensor) -> Tensor:
+    def attention(self, name: str, layer: int, qkv: Tensor, feeds: str) -> Tensor:
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
         packed = qkv.view(*self._shape, heads + 2 * kv_heads, self._config.head_dim)
         q, k, v = packed.split((heads, kv_heads, kv_heads), dim=2)

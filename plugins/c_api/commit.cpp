@@ -32,7 +32,7 @@ d3llm_status check(const d3llm_commit_params* params) {
   }
   if (params->batch == 0) return D3LLM_SUCCESS;
   if (auto status = check_state("commit", params->settings, params->progress)) return status;
-  if (auto status = check_pointers("commit", {{"slots", params->slots, 8}, {"report", params->report, 8}}))
+  if (auto status = check_pointers("commit", {{"slots", params->slots, 8}, {"summary", params->summary, 8}}))
     return status;
   return check_rows(*params);
 }

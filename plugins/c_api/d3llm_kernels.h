@@ -111,43 +111,58 @@ typedef struct d3llm_select_params {
 
 D3LLM_API d3llm_status d3llm_select(const d3llm_select_params* params, void* stream);
 
-/* The decoding state of all slots, as d3llm_trt/runtime/decoding/state.py describes it field by field. */
+/* The decoding state of all slots, as d3llm_trt/plugins/state_fields.py describes it field by field: FIELD(type, name).
+ * Settings are [num_slots] each; algorithm is 0 FullAttnMultiBlock, 1 EntropyThreshold, 2 MultiBlock, 3 LowConfidence.
+ */
+#define D3LLM_SETTINGS(FIELD)            \
+  FIELD(int64_t, algorithm)              \
+  FIELD(int64_t, prompt_length)          \
+  FIELD(int64_t, length)                 \
+  FIELD(int64_t, block_size)             \
+  FIELD(int64_t, num_blocks)             \
+  FIELD(int64_t, eos_id)                 \
+  FIELD(float, threshold)                \
+  FIELD(uint8_t, by_quota)               \
+  FIELD(float, entropy_eps)              \
+  FIELD(double, block_add_threshold)     \
+  FIELD(double, decoded_token_threshold) \
+  FIELD(uint8_t, cached)                 \
+  FIELD(int64_t, cache_delay)            \
+  FIELD(int64_t, refresh_interval)       \
+  FIELD(int64_t, steps_per_block)        \
+  FIELD(float, temperature)              \
+  FIELD(int64_t, seed)
+
+/* canvas, commit_steps and candidates are [num_slots, max_seq_len]; active, block_cached and done_pass are
+ * [num_slots, max_seq_len + 1]; the rest is [num_slots].
+ */
+#define D3LLM_PROGRESS(FIELD)  \
+  FIELD(int64_t, canvas)       \
+  FIELD(int64_t, commit_steps) \
+  FIELD(uint8_t, candidates)   \
+  FIELD(uint8_t, active)       \
+  FIELD(uint8_t, block_cached) \
+  FIELD(int64_t, done_pass)    \
+  FIELD(int64_t, opened)       \
+  FIELD(int64_t, opened_pass)  \
+  FIELD(int64_t, window_start) \
+  FIELD(int64_t, live_length)  \
+  FIELD(int64_t, cache_length) \
+  FIELD(int64_t, passes)       \
+  FIELD(uint8_t, done)         \
+  FIELD(uint8_t, failed)
+
+#define D3LLM_READ(type, name) const type* name;
+#define D3LLM_WRITTEN(type, name) type* name;
 typedef struct d3llm_settings {
-  const int64_t* algorithm; /* 0 FullAttnMultiBlock, 1 EntropyThreshold, 2 MultiBlock, 3 LowConfidence */
-  const int64_t* prompt_length;
-  const int64_t* length;
-  const int64_t* block_size;
-  const int64_t* num_blocks;
-  const int64_t* eos_id;
-  const float* threshold;
-  const uint8_t* by_quota;
-  const float* entropy_eps;
-  const double* block_add_threshold;
-  const double* decoded_token_threshold;
-  const uint8_t* cached;
-  const int64_t* cache_delay;
-  const int64_t* refresh_interval;
-  const int64_t* steps_per_block;
-  const float* temperature;
-  const int64_t* seed;
+  D3LLM_SETTINGS(D3LLM_READ)
 } d3llm_settings;
 
 typedef struct d3llm_progress {
-  int64_t* canvas;       /* [num_slots, max_seq_len] */
-  int64_t* commit_steps; /* [num_slots, max_seq_len] */
-  uint8_t* candidates;   /* [num_slots, max_seq_len] */
-  uint8_t* active;       /* [num_slots, max_seq_len + 1] */
-  uint8_t* block_cached; /* [num_slots, max_seq_len + 1] */
-  int64_t* done_pass;    /* [num_slots, max_seq_len + 1] */
-  int64_t* opened;       /* this and the rest: [num_slots] */
-  int64_t* opened_pass;
-  int64_t* window_start;
-  int64_t* live_length;
-  int64_t* cache_length;
-  int64_t* passes;
-  uint8_t* done;
-  uint8_t* failed;
+  D3LLM_PROGRESS(D3LLM_WRITTEN)
 } d3llm_progress;
+#undef D3LLM_READ
+#undef D3LLM_WRITTEN
 
 /* The packed windows of a step from the decoding state: what the forward pass and select read.
  *
@@ -191,7 +206,7 @@ D3LLM_API d3llm_status d3llm_gather(const d3llm_gather_params* params, void* str
  *
  * chosen[rows] are the candidates of the pass in ascending order as b * width + position, b indexing slots and width
  * being that of the step; batch * width stands for none. greedy, sampled, entropy and confidence [rows] are select's.
- * report [batch, 5]: done, failed, passes, window tokens and candidates of the next pass.
+ * summary [batch, 5]: done, failed, passes, window tokens and candidates of the next pass.
  */
 typedef struct d3llm_commit_params {
   size_t struct_size;
@@ -203,7 +218,7 @@ typedef struct d3llm_commit_params {
   const int64_t* sampled;
   const float* entropy;
   const float* confidence;
-  int64_t* report;
+  int64_t* summary;
   int64_t batch;
   int64_t num_slots;
   int64_t max_seq_len;

@@ -35,9 +35,9 @@ D3LLM_DEVICE Candidates candidates_of(Team& team, const d3llm_commit_params& par
 
 template <class Team>
 D3LLM_DEVICE void step(Team& team, const d3llm_commit_params& params, int entry) {
-  int64_t* report = params.report + 5 * static_cast<int64_t>(entry);
+  int64_t* summary = params.summary + 5 * static_cast<int64_t>(entry);
   if (!is_first_of_slot(team, params, entry)) {
-    for (int i = team.rank(); i < 5; i += team.size()) report[i] = 0;
+    for (int i = team.rank(); i < 5; i += team.size()) summary[i] = 0;
     return;
   }
   const int64_t slot = params.slots[entry];
@@ -48,7 +48,7 @@ D3LLM_DEVICE void step(Team& team, const d3llm_commit_params& params, int entry)
   const int num_candidates = plan(team, request, static_cast<int>(params.width));
   if (team.rank() != 0) return;
   store_progress(params, slot, request);
-  store_report(report, request, num_candidates);
+  store_summary(summary, request, num_candidates);
 }
 
 }  // namespace commit

@@ -139,12 +139,12 @@ D3LLM_DEVICE void store_progress(const d3llm_commit_params& params, int64_t slot
   progress.failed[slot] = request.failed;
 }
 
-D3LLM_DEVICE void store_report(int64_t* report, const Request& request, int num_candidates) {
-  report[0] = request.done;
-  report[1] = request.failed;
-  report[2] = request.passes;
-  report[3] = request.live_length - request.window_start;
-  report[4] = num_candidates;
+D3LLM_DEVICE void store_summary(int64_t* summary, const Request& request, int num_candidates) {
+  summary[0] = request.done;
+  summary[1] = request.failed;
+  summary[2] = request.passes;
+  summary[3] = request.live_length - request.window_start;
+  summary[4] = num_candidates;
 }
 
 }  // namespace commit

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import Family
+from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 from d3llm_trt.runtime.decoding.blocks import Blocks, forced
-from d3llm_trt.runtime.decoding.state import Progress, Settings
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,27 @@ class Choice:
 class Algorithm(Protocol):
     """Tensor code over rows of the state, all of them at once; rows of other algorithms are computed and ignored."""
 
-    def open(self, settings: Settings, progress: Progress, blocks: Blocks) -> Opening:
+    def open(self, settings: RequestSettings, progress: RequestProgress, blocks: Blocks) -> Opening:
         """Which blocks are open in the next pass."""
         ...
 
-    def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
+    def accept(
+        self, family: Family, settings: RequestSettings, progress: RequestProgress, blocks: Blocks, scores: Scores
+    ) -> Choice:
         """Which candidates this pass commits."""
         ...
 
 
-def below_threshold_or_forced(settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
+def below_threshold_or_forced(
+    settings: RequestSettings, progress: RequestProgress, blocks: Blocks, scores: Scores
+) -> Choice:
     """All candidates below the threshold, and one forced pick (spec B.1, and B.5, Dream)."""
     accepted = progress.candidates & (scores.entropy < settings.threshold[:, None])
     accepted = accepted | forced(blocks, progress.active, scores.entropy, progress.candidates, accepted)
     return Choice.of_sampled(accepted)
 
 
-def activated(settings: Settings, progress: Progress, blocks: Blocks, opened: Tensor) -> Tensor:
+def activated(settings: RequestSettings, progress: RequestProgress, blocks: Blocks, opened: Tensor) -> Tensor:
     """Active blocks ``[B, K]``: those that were, and opened ones behind a block that is decoded far enough."""
     numbers = blocks.numbers
     activates = blocks.previous(blocks.progress) >= settings.decoded_token_threshold[:, None]

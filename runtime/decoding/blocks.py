@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d3llm_trt.runtime.decoding.state import Settings
+from d3llm_trt.plugins.state_fields import RequestSettings
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Blocks:
         return self.end.gather(1, block[:, None])[:, 0]
 
 
-def first_eos(settings: Settings, canvas: Tensor) -> Tensor:
+def first_eos(settings: RequestSettings, canvas: Tensor) -> Tensor:
     """Position of the first generated EOS that ends the answer, or W if there is none: ``[B]`` of ``canvas[B, W]``."""
     at = torch.arange(canvas.shape[1], device=canvas.device)
     generated = (at >= settings.prompt_length[:, None]) & (at < settings.length[:, None])
@@ -58,7 +58,7 @@ def first_eos(settings: Settings, canvas: Tensor) -> Tensor:
     return torch.where(ends, at, canvas.shape[1]).amin(1)
 
 
-def count_blocks(settings: Settings, canvas: Tensor, count: int, mask_id: int) -> Blocks:
+def count_blocks(settings: RequestSettings, canvas: Tensor, count: int, mask_id: int) -> Blocks:
     """Count masks in the prompt and in ``count - 1`` generated blocks of ``canvas[B, W]``.
 
     ``progress`` is ``1 - masks / size`` in float64 exactly like that (spec B, "progress").

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from d3llm_trt.errors import ConfigError
+from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.model.config import Family
 from d3llm_trt.settings import from_mapping, is_integer, is_number, read_settings_file, require
 
@@ -89,6 +90,25 @@ class DecodingConfig:
     def with_changes(self, **changes: Any) -> DecodingConfig:
         """A copy with some settings replaced."""
         return replace(self, **changes)
+
+    def num_blocks(self, max_tokens: int) -> int:
+        """Blocks of an answer of ``max_tokens`` positions."""
+        return math.ceil(max_tokens / self.block_size)
+
+    def steps_per_block(self, max_tokens: int) -> int:
+        """Passes for each block of an answer, or 0 for one token per pass.
+
+        Raises RequestError unless ``steps`` is a multiple of the number of blocks and at most ``max_tokens``.
+        """
+        if self.steps is None:
+            return 0
+        blocks = self.num_blocks(max_tokens)
+        if self.steps % blocks or self.steps > max_tokens:
+            raise RequestError(
+                f"steps is {self.steps}; allowed: multiples of {blocks}, the number of blocks, up to max_tokens, "
+                f"{max_tokens}; choose another number, or another block_size"
+            )
+        return self.steps // blocks
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DecodingConfig:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from d3llm_trt.model.config import Family
+from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 from d3llm_trt.runtime.decoding.algorithm import Choice, Opening, Scores, activated, below_threshold_or_forced
 from d3llm_trt.runtime.decoding.blocks import Blocks, last_reachable_end
-from d3llm_trt.runtime.decoding.state import Progress, Settings
 
 
 class FullAttnMultiBlock:
     """Accepts below the threshold, and one forced pick; several blocks may open in one pass."""
 
-    def open(self, settings: Settings, progress: Progress, blocks: Blocks) -> Opening:
+    def open(self, settings: RequestSettings, progress: RequestProgress, blocks: Blocks) -> Opening:
         before = blocks.previous(blocks.progress)
         numbers = blocks.numbers
         exists = numbers <= settings.num_blocks[:, None]
@@ -23,5 +23,7 @@ class FullAttnMultiBlock:
         active = activated(settings, progress, blocks, opened)
         return Opening(opened, active, last_reachable_end(blocks, opened, active), settings.length)
 
-    def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
+    def accept(
+        self, family: Family, settings: RequestSettings, progress: RequestProgress, blocks: Blocks, scores: Scores
+    ) -> Choice:
         return below_threshold_or_forced(settings, progress, blocks, scores)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import Family
+from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 from d3llm_trt.runtime.decoding.algorithm import Choice, Opening, Scores
 from d3llm_trt.runtime.decoding.blocks import Blocks, lowest
-from d3llm_trt.runtime.decoding.state import Progress, Settings
 
 
 class LowConfidence:
@@ -18,12 +18,14 @@ class LowConfidence:
     short; masks left in the prompt are taken as one more part of the current block.
     """
 
-    def open(self, settings: Settings, progress: Progress, blocks: Blocks) -> Opening:
+    def open(self, settings: RequestSettings, progress: RequestProgress, blocks: Blocks) -> Opening:
         waiting = (blocks.masks > 0) & (blocks.numbers > 0)
         opened = torch.where(waiting.any(1), waiting.int().argmax(1), progress.opened)
         return Opening(opened, progress.active, blocks.end_of(opened), settings.length)
 
-    def accept(self, family: Family, settings: Settings, progress: Progress, blocks: Blocks, scores: Scores) -> Choice:
+    def accept(
+        self, family: Family, settings: RequestSettings, progress: RequestProgress, blocks: Blocks, scores: Scores
+    ) -> Choice:
         candidates, threshold = progress.candidates, settings.threshold[:, None]
         certain = scores.entropy <= threshold if family == "llada" else scores.entropy < threshold
         by_entropy = (candidates & certain) | lowest(scores.entropy, candidates)
@@ -35,7 +37,7 @@ class LowConfidence:
         return Choice.of_sampled(accepted)
 
 
-def _quota(settings: Settings, progress: Progress, blocks: Blocks) -> Tensor:
+def _quota(settings: RequestSettings, progress: RequestProgress, blocks: Blocks) -> Tensor:
     """Tokens of this pass: block size over steps, the remainder one each in the first passes; at least 1."""
     start = torch.minimum(settings.prompt_length + (progress.opened - 1) * settings.block_size, settings.length - 1)
     size = blocks.end_of(progress.opened) - start

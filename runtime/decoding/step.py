@@ -1,6 +1,6 @@
-"""One step on the device: gather the windows, run the network, select, commit, and plan the next pass.
+"""What follows the forward pass of a step: commit what was selected, plan the next pass, and summarize both.
 
-Everything between two reports is tensor code of fixed shapes: sizes come from the host, values stay on the device.
+Everything is tensor code of fixed shapes: sizes come from the host, values stay on the device.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 from d3llm_trt.runtime.decoding.algorithm import Algorithm, Choice, Opening, Scores
 from d3llm_trt.runtime.decoding.blocks import count_blocks, first_eos
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
@@ -21,10 +22,10 @@ from d3llm_trt.runtime.decoding.entropy_threshold import EntropyThreshold
 from d3llm_trt.runtime.decoding.full_attn_multi_block import FullAttnMultiBlock
 from d3llm_trt.runtime.decoding.low_confidence import LowConfidence
 from d3llm_trt.runtime.decoding.multi_block import MultiBlock
-from d3llm_trt.runtime.decoding.select import SampleKeys, Selected, select
-from d3llm_trt.runtime.decoding.state import MASKED, DecodingState, Progress, Settings
+from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
+from d3llm_trt.runtime.decoding.select import Selected
+from d3llm_trt.runtime.decoding.state import MASKED, DecodingState, new_request
 from d3llm_trt.runtime.decoding.windows import plan_window
-from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
 
 IMPLEMENTATIONS: dict[str, Algorithm] = {
     "FullAttnMultiBlock": FullAttnMultiBlock(),
@@ -38,7 +39,7 @@ Part = TypeVar("Part", Opening, Choice)
 
 @dataclass(frozen=True)
 class SlotReport:
-    """What the host needs to know of a slot between two passes."""
+    """What the host needs to know of a slot between two passes: the last one, and the size of the next."""
 
     done: bool
     failed: bool
@@ -47,50 +48,60 @@ class SlotReport:
     candidates: int
 
 
+@dataclass(frozen=True, order=True)
+class StepSizes:
+    """How large a step is; what its requests do not fill is padding.
+
+    Args:
+        batch: entries, one for each request.
+        tokens: rows of all windows together.
+        rows: candidates of all requests together.
+    """
+
+    batch: int
+    tokens: int
+    rows: int
+
+
 @dataclass(frozen=True)
-class StepShape:
-    """Everything about a step that the host decides; a captured step is replayed for any state of the same shape.
+class TensorSizes(StepSizes):
+    """What the tensor code also needs to know of a step.
 
     Args:
         width: positions of the longest canvas.
-        blocks: of the longest list of blocks, the prompt included.
-        tokens: rows of all windows together.
-        rows: candidates of all requests together.
+        blocks: blocks of the request that has most of them, the prompt included.
         algorithms: those of the requests.
         sampling: whether any request has a temperature above 0.
     """
 
     width: int
     blocks: int
-    tokens: int
-    rows: int
     algorithms: tuple[str, ...]
     sampling: bool
 
 
-@torch.inference_mode()
-def run_step(engine: Engine, state: DecodingState, slots: Tensor, shape: StepShape) -> Tensor:
-    """One pass for the requests in ``slots[B]``; returns the report ``[B, 5]``, see :func:`read_report`."""
-    config = engine.spec.model_config
-    settings, progress = state.take(slots, shape.width, shape.blocks)
-    chosen = _candidate_positions(progress.candidates, shape.rows)
-    logits = engine.forward(_gather(config, settings, progress, slots, chosen, shape.tokens))
-    selected = _select(config, settings, progress, chosen, logits, shape.sampling)
-    return advance(config, state, slots, shape, chosen, selected)
-
-
 def advance(
-    config: ModelConfig, state: DecodingState, slots: Tensor, shape: StepShape, chosen: Tensor, selected: Selected
+    config: ModelConfig, state: DecodingState, slots: Tensor, sizes: TensorSizes, chosen: Tensor, selected: Selected
 ) -> Tensor:
-    """All that follows select in a step: commit, plan the next pass, and report ``[B, 5]``."""
-    settings, progress = state.take(slots, shape.width, shape.blocks)
-    progress = commit(config, shape.algorithms, settings, progress, chosen, selected)
-    progress = plan_pass(config, shape.algorithms, settings, progress)
+    """All that follows select in a step: commit, plan the next pass, and summarize it, ``[B, 5]``."""
+    settings, progress = state.take(slots, sizes.width, sizes.blocks)
+    progress = commit(config, sizes.algorithms, settings, progress, chosen, selected)
+    progress = plan_pass(config, sizes.algorithms, settings, progress)
     state.put(slots, progress)
-    return report(progress)
+    return summarize(progress)
 
 
-def plan_pass(config: ModelConfig, algorithms: Sequence[str], settings: Settings, progress: Progress) -> Progress:
+def first_pass(
+    config: ModelConfig, prompt_token_ids: Sequence[int], params: SamplingParams
+) -> tuple[RequestSettings, RequestProgress]:
+    """A new request whose first pass is planned, one row on the CPU. Raises RequestError as :func:`new_request`."""
+    settings, progress = new_request(config, prompt_token_ids, params)
+    return settings, plan_pass(config, (params.decoding.algorithm,), settings, progress)
+
+
+def plan_pass(
+    config: ModelConfig, algorithms: Sequence[str], settings: RequestSettings, progress: RequestProgress
+) -> RequestProgress:
     """End answers at their EOS, open blocks, and choose window and candidates of the next pass."""
     progress = _end_at_eos(settings, progress)
     blocks = count_blocks(settings, progress.canvas, progress.active.shape[1], config.mask_token_id)
@@ -112,7 +123,7 @@ def plan_pass(config: ModelConfig, algorithms: Sequence[str], settings: Settings
     return replace(planned, candidates=blocks.masked & reachable)
 
 
-def _end_at_eos(settings: Settings, progress: Progress) -> Progress:
+def _end_at_eos(settings: RequestSettings, progress: RequestProgress) -> RequestProgress:
     """Fill everything behind the first EOS with EOS, masks and tokens alike (spec T5, T6)."""
     end = first_eos(settings, progress.canvas)[:, None]
     at = torch.arange(progress.canvas.shape[1], device=end.device)
@@ -128,11 +139,11 @@ def _end_at_eos(settings: Settings, progress: Progress) -> Progress:
 def commit(
     config: ModelConfig,
     algorithms: Sequence[str],
-    settings: Settings,
-    progress: Progress,
+    settings: RequestSettings,
+    progress: RequestProgress,
     chosen: Tensor,
     selected: Selected,
-) -> Progress:
+) -> RequestProgress:
     """Write what each request's algorithm accepts of the candidates ``chosen[R]`` (flat positions)."""
     shape = progress.canvas.shape
     scores = Scores(
@@ -156,7 +167,7 @@ def commit(
     )
 
 
-def _by_algorithm(settings: Settings, parts: dict[str, Part]) -> Part:
+def _by_algorithm(settings: RequestSettings, parts: dict[str, Part]) -> Part:
     """Each request's row from the part of its own algorithm."""
     first, *others = parts
     return functools.reduce(
@@ -176,66 +187,19 @@ def _merged(mine: Tensor, part: Part, other: Part) -> Part:
     return replace(part, **changes)
 
 
-def _candidate_positions(candidates: Tensor, rows: int) -> Tensor:
-    """Flat positions of the candidates ``[B, W]`` in order, ``[rows]``; B * W where there are fewer."""
-    flat = candidates.flatten()
-    target = torch.where(flat, flat.cumsum(0) - 1, rows)
-    positions = torch.full((rows + 1,), len(flat), dtype=torch.int64, device=flat.device)
-    return positions.scatter_(0, target, torch.arange(len(flat), device=flat.device))[:rows]
-
-
-def _owner(progress: Progress, chosen: Tensor) -> Tensor:
-    """The request of every flat position ``chosen[R]``; the last one for positions that stand for none."""
-    batch, width = progress.canvas.shape
-    return torch.div(chosen, width, rounding_mode="floor").clamp(max=batch - 1)
-
-
-def _gather(
-    config: ModelConfig, settings: Settings, progress: Progress, slots: Tensor, chosen: Tensor, tokens: int
-) -> ForwardBatch:
-    """The packed windows of all requests, and the rows that score the ``chosen`` positions."""
-    start, (batch, width) = progress.window_start, progress.canvas.shape
-    edges = torch.nn.functional.pad((progress.live_length - start).cumsum(0), (1, 0))
-    row = torch.arange(tokens, device=slots.device)
-    owner = torch.searchsorted(edges[1:], row, right=True).clamp(max=batch - 1)
-    positions = (row - edges[owner] + start[owner]).clamp(max=width - 1)
-    asker = _owner(progress, chosen)
-    # Dream's row i scores position i + 1; the first position of a window takes its own row (spec A.4).
-    scoring = torch.maximum(chosen % width - int(config.shifted_logits), start[asker])
-    return ForwardBatch(
-        token_ids=progress.canvas[owner, positions],
-        positions=positions,
-        cu_window=edges,
-        kv_lengths=progress.live_length,
-        slots=slots,
-        logit_rows=(edges[asker] + scoring - start[asker]).clamp(max=tokens - 1),
-    )
-
-
-def _select(
-    config: ModelConfig, settings: Settings, progress: Progress, chosen: Tensor, logits: Tensor, sampling: bool
-) -> Selected:
-    owner = _owner(progress, chosen)
-    keys = None
-    if sampling:
-        number = progress.passes[owner] + 1
-        keys = SampleKeys(settings.temperature[owner], settings.seed[owner], chosen % progress.canvas.shape[1], number)
-    return select(logits, config.mask_token_id, settings.entropy_eps[owner], keys)
-
-
 def _dense(chosen: Tensor, values: Tensor, shape: torch.Size, elsewhere: float) -> Tensor:
     """``values[R]`` at the flat positions ``chosen[R]`` of ``[B, W]``."""
     dense = torch.full((shape.numel() + 1,), elsewhere, dtype=values.dtype, device=values.device)
     return dense.scatter_(0, chosen, values)[:-1].view(shape)
 
 
-def report(progress: Progress) -> Tensor:
+def summarize(progress: RequestProgress) -> Tensor:
     """What the host needs to know, ``[B, 5]``, in one tensor so that it takes one copy."""
     window = progress.live_length - progress.window_start
     parts = (progress.done, progress.failed, progress.passes, window, progress.candidates.sum(1))
     return torch.stack([part.long() for part in parts], dim=1)
 
 
-def read_report(values: Tensor) -> list[SlotReport]:
-    """Copy a report to the host; waits for the device."""
-    return [SlotReport(bool(done), bool(failed), *rest) for done, failed, *rest in values.tolist()]
+def read_summary(summary: Tensor) -> list[SlotReport]:
+    """The summary ``[B, 5]`` of a step on the host; waits for the device."""
+    return [SlotReport(bool(done), bool(failed), *rest) for done, failed, *rest in summary.tolist()]

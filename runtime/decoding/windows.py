@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import Family
+from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 from d3llm_trt.runtime.decoding.blocks import Blocks
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
-from d3llm_trt.runtime.decoding.state import NO_PASS, Progress, Settings
+from d3llm_trt.runtime.decoding.state import NO_PASS
 
 
-def plan_window(family: Family, settings: Settings, before: Progress, progress: Progress, blocks: Blocks) -> Progress:
+def plan_window(
+    family: Family, settings: RequestSettings, before: RequestProgress, progress: RequestProgress, blocks: Blocks
+) -> RequestProgress:
     """Choose the window of MultiBlock's next pass; rows of other algorithms keep theirs.
 
     ``before`` still has the blocks that were open in the last pass.
@@ -45,8 +48,8 @@ def plan_window(family: Family, settings: Settings, before: Progress, progress: 
 
 
 def _retire_behind_eos(
-    family: Family, number: Tensor, before: Progress, progress: Progress, blocks: Blocks
-) -> Progress:
+    family: Family, number: Tensor, before: RequestProgress, progress: RequestProgress, blocks: Blocks
+) -> RequestProgress:
     """Blocks behind an EOS count as cached: LLaDA's only if they were not open yet, Dream's all."""
     behind = blocks.previous(blocks.end) > blocks.first_eos[:, None]
     behind &= (blocks.numbers > 0) & (blocks.numbers <= progress.opened[:, None])
@@ -60,7 +63,7 @@ def _retire_behind_eos(
 
 
 def _scan(
-    family: Family, settings: Settings, progress: Progress, blocks: Blocks, number: Tensor
+    family: Family, settings: RequestSettings, progress: RequestProgress, blocks: Blocks, number: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Passes in which blocks were found finished, and blocks old enough to be cached now: ``[B, K]`` each.
 

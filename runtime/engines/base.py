@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class ForwardBatch:
 
     ``token_ids[T]`` and absolute ``positions[T]``; window b is rows ``[cu_window[b], cu_window[b + 1])``; it attends
     to cache rows ``[0, kv_lengths[b])`` of ``slots[b]`` after its own K/V were written there. ``logit_rows[R]`` are
-    the rows that go through the LM head.
+    the rows that go on after the last layer's attention, to the LM head.
     """
 
     token_ids: Tensor
@@ -71,13 +71,4 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Keep what is worth keeping for the next start; ``forward`` is not called any more."""
-        ...
-
-
-@runtime_checkable
-class MeasurableEngine(Protocol):
-    """An engine whose matrix products can be timed by number of rows."""
-
-    def run_products(self, tokens: int) -> None:
-        """Those of one layer on ``tokens`` rows of whatever memory holds; nothing is kept."""
         ...

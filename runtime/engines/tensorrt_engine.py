@@ -30,9 +30,7 @@ def load_tensorrt_engine(directory: Path, manifest: Manifest, spec: EngineSpec) 
 
 def engine_over(spec: EngineSpec, manifest: Manifest, session: Session) -> Engine:
     """The engine class that feeds the plan's attention."""
-    options = manifest.build_config.tensorrt
-    assert options is not None
-    if options.attention == "native":
+    if manifest.build_config.plan.attention == "native":
         return PaddedEngine(spec, session)
     return PackedEngine(spec, session, manifest.build_config.max_batch_size)
 

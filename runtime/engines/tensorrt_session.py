@@ -17,8 +17,10 @@ from torch import Tensor
 
 from d3llm_trt.errors import EngineError, PluginError
 from d3llm_trt.files import replace_file
+from d3llm_trt.gpus import AMPERE, capability_name
 from d3llm_trt.manifest import PLAN_FILE, REBUILD, WEIGHTS_FILE, Manifest, PluginFacts
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library, load_plugin
+from d3llm_trt.tensorrt_module import tensorrt_dtype
 
 ALIGNMENT = 256
 
@@ -29,8 +31,7 @@ def open_plan(trt: Any, directory: Path, manifest: Manifest, device: torch.devic
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     if manifest.plugin is not None:
         load_checked_plugin(runtime.get_plugin_registry(), manifest.plugin)
-    options = manifest.build_config.tensorrt
-    assert options is not None
+    options = manifest.build_config.plan
     if options.version_compatible:
         # Such a plan brings the code that runs it; its checksum was verified.
         runtime.engine_host_code_allowed = True
@@ -47,15 +48,14 @@ def open_plan(trt: Any, directory: Path, manifest: Manifest, device: torch.devic
 
 def check_fits(version: str, capability: tuple[int, int], manifest: Manifest) -> None:
     """Raise EngineError unless a plan runs with this TensorRT on this GPU."""
-    options, here = manifest.build_config.tensorrt, ".".join(map(str, capability))
-    assert options is not None
+    options, here = manifest.build_config.plan, capability_name(capability)
     built = manifest.backend_version
     newer_is_fine = options.version_compatible and _numbers(version) >= _numbers(built)
     if version != built and not newer_is_fine:
         raise EngineError(
             f"the plan was built with TensorRT {built}, and this is {version}; {REBUILD}, or install {built}"
         )
-    compatible = options.hardware_compatible and capability >= (8, 0)
+    compatible = options.hardware_compatible and capability >= AMPERE
     if manifest.compute_capabilities and here not in manifest.compute_capabilities and not compatible:
         listed = ", ".join(manifest.compute_capabilities)
         raise EngineError(
@@ -97,17 +97,13 @@ def refit(trt: Any, engine: Any, path: Path) -> None:
                 continue
             tensor = file.get_tensor(name)
             kept.append(tensor)
-            weights = trt.Weights(_named(trt, tensor.dtype), tensor.data_ptr(), tensor.numel())
+            weights = trt.Weights(tensorrt_dtype(trt, tensor.dtype), tensor.data_ptr(), tensor.numel())
             if not refitter.set_named_weights(name, weights):
                 raise EngineError(f"{path}: TensorRT refuses the weight {name}; {REBUILD}")
     if missing := refitter.get_missing_weights():
         raise EngineError(f"{path}: the plan also wants {sorted(missing)[0]}; {REBUILD}")
     if not refitter.refit_cuda_engine():
         raise EngineError(f"{path}: TensorRT could not refit the plan; {REBUILD}")
-
-
-def _named(trt: Any, dtype: torch.dtype) -> Any:
-    return getattr(trt, str(dtype).removeprefix("torch."))
 
 
 def plan_layers(trt: Any, engine: Any) -> list[dict[str, Any]]:

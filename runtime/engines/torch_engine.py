@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from d3llm_trt.config import OLDEST_FOR
+from d3llm_trt.dtypes import HALF, dtype_name, torch_dtype
 from d3llm_trt.errors import EngineError
+from d3llm_trt.gpus import OLDEST_FOR, capability_name
 from d3llm_trt.manifest import REBUILD, WEIGHTS_FILE, Manifest
 from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
@@ -60,21 +61,6 @@ class TorchEngine:
         ops = TorchOps(config, self._weights, self.kv_cache, windows, self._tables)
         return forward(config, ops, batch.token_ids, batch.logit_rows)
 
-    @torch.inference_mode()
-    def run_products(self, tokens: int) -> None:
-        """See :meth:`MeasurableEngine.run_products`."""
-        ops = TorchOps(self.spec.model_config, self._weights, self.kv_cache, Windows.whole(1), self._tables)
-
-        def rows_for(linear: str) -> Tensor:
-            weight = self._weights[f"{linear}.weight"]
-            return weight.new_empty(tokens, weight.shape[1])
-
-        residual = self.kv_cache.new_empty(tokens, self.spec.model_config.hidden_size)
-        for block, first, last in (("attention", "qkv", "output"), ("mlp", "gate_up", "down")):
-            name = f"layers.0.{block}"
-            ops.linear(f"{name}.{first}", rows_for(f"{name}.{first}"))
-            residual = ops.add_linear(f"{name}.residual", residual, f"{name}.{last}", rows_for(f"{name}.{last}"))
-
     def close(self) -> None:
         """Nothing is kept."""
 
@@ -83,20 +69,21 @@ def check_precision(spec: EngineSpec) -> None:
     """Raise ConfigError on FP8 with float32, and EngineError on a GPU without FP8."""
     if spec.quantization is None:
         return
-    half = (torch.bfloat16, torch.float16)
-    require(spec.dtype in half, "dtype", str(spec.dtype), f"bfloat16, float16 with {spec.quantization}")
+    dtype = dtype_name(spec.dtype)
+    require(dtype in HALF, "dtype", dtype, f"{', '.join(HALF)} with {spec.quantization}")
     if spec.device.type != "cuda":
         return
     found, least = torch.cuda.get_device_capability(spec.device), OLDEST_FOR[spec.quantization]
     if found < least:
-        gpu, needed = f"{spec.device} of compute capability {found[0]}.{found[1]}", f"{least[0]}.{least[1]} or newer"
+        gpu = f"{spec.device} of compute capability {capability_name(found)}"
+        needed = f"{capability_name(least)} or newer"
         fix = "use a newer GPU, or build the engine without quantization"
         raise EngineError(f"quantization is {spec.quantization!r}, which {gpu} cannot; it needs {needed}: {fix}")
 
 
 def _load_weights(path: Path, forms: Mapping[str, TensorForm], device: torch.device) -> dict[str, Tensor]:
     """Every packed weight, memory-mapped on the CPU."""
-    expected = {name: (form.shape, getattr(torch, form.dtype)) for name, form in forms.items()}
+    expected = {name: (form.shape, torch_dtype(form.dtype)) for name, form in forms.items()}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from d3llm_trt.runtime.stepping.device_step import Bucket
+from d3llm_trt.runtime.decoding.step import StepSizes
 
 # Reading the LM head's weights takes longer than its products with fewer rows.
 LEAST_ROWS = 128
@@ -25,17 +25,17 @@ class Buckets:
     tokens: tuple[int, ...]
     largest_batch: bool = False
 
-    def at_least(self, batch: int, tokens: int, rows: int) -> Bucket:
+    def at_least(self, batch: int, tokens: int, rows: int) -> StepSizes:
         """The smallest bucket that holds a step of these sizes."""
         room = _at_least(self.tokens, tokens)
         most = self.batches[-1]
-        return Bucket(
+        return StepSizes(
             batch=most if self.largest_batch else _at_least(self.batches, batch),
             tokens=room,
             rows=_rows_at_least(rows, room),
         )
 
-    def defaults(self, longest: int) -> tuple[Bucket, ...]:
+    def defaults(self, longest: int) -> tuple[StepSizes, ...]:
         """What one request of up to ``longest`` tokens may take, up to MOST_DEFAULT_TOKENS, the largest first."""
         most = min(longest, MOST_DEFAULT_TOKENS)
         sizes = {_at_least(self.tokens, tokens) for tokens in range(2, most + 1)}

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 
-from d3llm_trt.errors import BuildError, EngineError
+from d3llm_trt.dtypes import dtype_name, torch_dtype
+from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.files import cache_directory, replace_file
-from d3llm_trt.model.packing import TensorForm, packed_tensors, quantized_layers
-from d3llm_trt.runtime.engines.base import Engine, EngineSpec, MeasurableEngine
+from d3llm_trt.model.packing import TensorForm, layer_linears, packed_tensors
+from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
+from d3llm_trt.runtime.engines.base import Engine, EngineSpec
 from d3llm_trt.strict_json import read_object
 from d3llm_trt.version import __version__
 
@@ -54,10 +56,14 @@ def worthwhile_sizes(sizes: Sequence[int], seconds: Mapping[int, float]) -> tupl
 
 
 def sizes_for(engine: Engine, sizes: Sequence[int]) -> tuple[int, ...]:
-    """The worthwhile ones of ``sizes`` for an engine on a GPU; all of them where products are not what takes time."""
-    if not isinstance(engine, MeasurableEngine) or _layer_bytes(engine.spec) < LEAST_LAYER_BYTES:
+    """The worthwhile ones of ``sizes`` for an engine on a GPU.
+
+    All of them where products are not what takes time, and for a plan, which has chosen their kernels.
+    """
+    spec = engine.spec
+    if spec.backend != "torch" or _layer_bytes(spec) < LEAST_LAYER_BYTES:
         return tuple(sizes)
-    return measured_sizes(sizes, _layer_facts(engine.spec), partial(_product_seconds, engine, engine.spec.device))
+    return measured_sizes(sizes, _layer_facts(spec), partial(_product_seconds, spec))
 
 
 def measured_sizes(
@@ -81,14 +87,37 @@ def measured_sizes(
     return worthwhile_sizes(sizes, known)
 
 
-def _layer_weights(spec: EngineSpec) -> dict[str, TensorForm]:
-    forms = packed_tensors(spec.model_config, str(spec.dtype).removeprefix("torch."), spec.quantization)
-    names = (f"{layer}.weight" for layer in quantized_layers(spec.model_config) if layer.startswith("layers.0."))
-    return {name: forms[name] for name in names}
+def layer_products(spec: EngineSpec) -> Callable[[int], None]:
+    """What runs the matrix products of one layer of an engine, on as many rows as it is called with.
+
+    Weights and rows are its own, with any numbers in them: time depends on sizes and dtypes.
+    """
+    device, dtype = spec.device, spec.dtype
+    generator = torch.Generator(device).manual_seed(0)  # the user's own stays as it is
+    weights = {
+        name: torch.randn(form.shape, dtype=dtype, device=device, generator=generator).to(torch_dtype(form.dtype))
+        for name, form in _layer_tensors(spec).items()
+    }
+    cache, tables = torch.empty(0, dtype=dtype, device=device), rotary_tables(spec.model_config, 1)
+    ops = TorchOps(spec.model_config, weights, cache, Windows.whole(1), tables)
+
+    @torch.inference_mode()
+    def run(tokens: int) -> None:
+        for name in layer_linears(0):
+            weight = weights[f"{name}.weight"]
+            ops.linear(name, weight.new_empty(tokens, weight.shape[1]))
+
+    return run
+
+
+def _layer_tensors(spec: EngineSpec) -> dict[str, TensorForm]:
+    """Weights, biases and scales of the linear layers of one transformer layer."""
+    forms = packed_tensors(spec.model_config, dtype_name(spec.dtype), spec.quantization)
+    return {name: form for name, form in forms.items() if name.rpartition(".")[0] in layer_linears(0)}
 
 
 def _layer_bytes(spec: EngineSpec) -> int:
-    return sum(form.num_bytes for form in _layer_weights(spec).values())
+    return sum(form.num_bytes for form in _layer_tensors(spec).values())
 
 
 def _layer_facts(spec: EngineSpec) -> dict[str, Any]:
@@ -97,28 +126,29 @@ def _layer_facts(spec: EngineSpec) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "d3llm_trt": __version__,
-        "weights": {name: asdict(form) for name, form in _layer_weights(spec).items()},
+        "weights": {name: asdict(form) for name, form in _layer_tensors(spec).items() if name.endswith(".weight")},
     }
 
 
-def _product_seconds(engine: MeasurableEngine, device: torch.device, sizes: Sequence[int]) -> Seconds:
+def _product_seconds(spec: EngineSpec, sizes: Sequence[int]) -> Seconds:
     """Least seconds of one layer's products by number of rows: whatever else the GPU or the host does only adds."""
-    with torch.cuda.device(device):
+    with torch.cuda.device(spec.device):
+        run_products = layer_products(spec)
         for _ in range(_WARM_UP):  # the clocks rise
-            engine.run_products(max(sizes))
+            run_products(max(sizes))
         # Graphs, because a slow host takes longer to launch products than the GPU to run them.
         pool = torch.cuda.graph_pool_handle()
-        graphs = {size: _captured(engine, size, pool) for size in sorted(sizes, reverse=True)}
+        graphs = {size: _captured(run_products, size, pool) for size in sorted(sizes, reverse=True)}
         rounds = [{size: _seconds_of(graph) for size, graph in graphs.items()} for _ in range(_ROUNDS)]
     return {size: min(taken[size] for taken in rounds) for size in sizes}
 
 
-def _captured(engine: MeasurableEngine, size: int, pool: Any) -> torch.cuda.CUDAGraph:
-    engine.run_products(size)
+def _captured(run_products: Callable[[int], None], size: int, pool: Any) -> torch.cuda.CUDAGraph:
+    run_products(size)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         for _ in range(_REPEATS):
-            engine.run_products(size)
+            run_products(size)
     return graph
 
 
@@ -136,7 +166,7 @@ def _path(layer: Mapping[str, Any]) -> Path | None:
     digest = hashlib.sha256(json.dumps(layer, sort_keys=True).encode()).hexdigest()[:16]
     try:
         return cache_directory() / FOLDER / f"{digest}.json"
-    except BuildError:
+    except ConfigError:
         return None
 
 

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from d3llm_trt import LLM, BuildConfig, DecodingConfig, SamplingParams, build_engine
-from d3llm_trt.build import builder, calibration
+from d3llm_trt.build import calibration
+from d3llm_trt.build.cached import cache_key
 from d3llm_trt.build.calibration import ANSWER, PASSES, calibrate, encoded_prompts, generated_canvases
 from d3llm_trt.build.checkpoint import open_checkpoint
-from d3llm_trt.build.tensorrt.plan import lowered_weights
+from d3llm_trt.build.quantize import fp8_weights
 from d3llm_trt.cli.main import cli
 from d3llm_trt.errors import BuildError, ConfigError
 from d3llm_trt.manifest import FileFacts, file_facts, load_manifest
@@ -211,10 +212,11 @@ def test_plans_take_the_same_scales(family: str, tmp_path: Path) -> None:
     settings = replace(FP8, calibration_prompts=file)
     engine = build_engine(CHECKPOINTS[family], tmp_path / "e", settings)
     packed = load_file(engine / "rank0.safetensors")
-    canvases = calibration.canvases_for(config, settings, engine)
-    lowered = lowered_weights(config, weights, "fp8", canvases)
-    assert all(torch.equal(scale, packed[f"{name}.input_scale"]) for name, scale in lowered.input_scales.items())
-    assert len(lowered.input_scales) == len(quantized_layers(config))
+    canvases = calibration.canvases_for(config, settings.resolved(384, "bfloat16"), engine)
+    planned = fp8_weights(config, weights, canvases)
+    scales = {name: planned[f"{name}.input_scale"] for name in quantized_layers(config)}
+    assert all(torch.equal(scale, packed[f"{name}.input_scale"]) for name, scale in scales.items())
+    assert len(scales) == 4 * config.num_layers
 
 
 def test_plans_get_the_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +241,7 @@ def test_the_cache_key_follows_the_content(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(CHECKPOINTS["llada"])
 
     def key(path: Path | None) -> str:
-        return builder._cache_key(checkpoint, replace(FP8, calibration_prompts=path))
+        return cache_key(checkpoint, replace(FP8, calibration_prompts=path).resolved(384, "bfloat16"))
 
     one, same = (write(tmp_path / name, {"prompt_token_ids": [1]}) for name in ("a.jsonl", "b.jsonl"))
     other = write(tmp_path / "c.jsonl", {"prompt_token_ids": [2]})
@@ -271,8 +273,11 @@ def test_settings_that_do_not_go_together(values: dict[str, object], complaint: 
         (None, r"calibration_prompts is '.*p\.jsonl'; allowed: a regular file; correct"),
         ("\n \n", "holds no prompt; write one prompt per line"),
         ('{"prompt": 3}', r"p\.jsonl:1: prompt is 3; allowed: a text"),
-        ('{"prompt": "a"}\n{"prompt_token_ids": [1, 100000]}', r"prompt 2: token id 100000; allowed: 0\.\."),
-        ('{"prompt_token_ids": [1, -1]}', r"prompt 1: token id -1; allowed: 0\.\."),
+        (
+            '{"prompt": "a"}\n{"prompt_token_ids": [1, 100000]}',
+            r"prompt 2: prompt_token_ids\[1\] is 100000; allowed: integers in 0\.\.",
+        ),
+        ('{"prompt_token_ids": [1, -1]}', r"prompt 1: prompt_token_ids\[1\] is -1; allowed: integers in 0\.\."),
         (
             json.dumps({"prompt_token_ids": [1] * 384}),
             "384 tokens; allowed: at least 1 and fewer than max_seq_len, 384",
@@ -332,7 +337,7 @@ def test_text_without_a_tokenizer(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt_token_ids": [1]}, {"prompt": "a"})
     prompts = encoded_prompts(file, None, 10, 10)
     assert next(prompts) == [1]
-    with pytest.raises(ConfigError, match="prompt 2: text needs a tokenizer, which the checkpoint lacks; give"):
+    with pytest.raises(ConfigError, match="prompt 2: this engine has no tokenizer; give"):
         next(prompts)
 
 

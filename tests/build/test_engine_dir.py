@@ -17,12 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from d3llm_trt import workspaces
 from d3llm_trt.build import builder
-from d3llm_trt.build.builder import build_cached_engine, build_engine
+from d3llm_trt.build.builder import build_engine
+from d3llm_trt.build.cached import build_cached_engine
 from d3llm_trt.build.checkpoint import open_checkpoint
-from d3llm_trt.config import BuildConfig
+from d3llm_trt.config import BuildConfig, EngineConfig, TensorRTConfig
 from d3llm_trt.errors import BuildError, CheckpointError, ConfigError, EngineError
 from d3llm_trt.files import cache_directory
 from d3llm_trt.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest, load_manifest, verify_files, write_manifest
+from d3llm_trt.settings import from_mapping
 from tests.support.checkpoints import make_checkpoint
 from tests.support.tiny_tokenizers import write_tokenizer
 
@@ -185,14 +187,71 @@ def test_foreign_and_edited_manifests(
     assert all(word in text for word in words), text
 
 
+STORED = {
+    "backend": "torch", "dtype": "float16", "max_batch_size": 2, "max_seq_len": 64, "max_num_tokens": 128,
+    "quantization": None, "calibration_prompts": None, "tensorrt": None,
+}  # fmt: skip
+STORED_OPTIONS = {
+    "attention": "native", "attention_mask": "lengths", "token_buckets": (32, 64),
+    "compute_capabilities": ("8.6", "8.9", "12.0"), "optimization_level": 3, "workspace_gib": None,
+    "version_compatible": False, "hardware_compatible": False, "weight_streaming": False, "strip_weights": False,
+    "timing_cache": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wish", "stored"),
+    [
+        (BuildConfig(dtype="float16", max_batch_size=2), STORED),
+        (
+            BuildConfig("tensorrt-rtx", "float16", 2, tensorrt=TensorRTConfig(token_buckets=(32,))),
+            {**STORED, "backend": "tensorrt-rtx", "tensorrt": STORED_OPTIONS},
+        ),
+    ],
+)
+def test_settings_keep_their_form(wish: BuildConfig, stored: dict[str, Any]) -> None:
+    """Key by key, in the order of every engine of this format, and a resolved configuration is its own wish."""
+    answer = wish.resolved(64, "bfloat16")
+    assert json.dumps(answer.to_dict()) == json.dumps(stored)
+    assert from_mapping(EngineConfig, json.loads(json.dumps(stored)), "build_config") == answer
+    assert answer.resolved(64, "bfloat16") == answer
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.update(max_seq_len=None), "max_seq_len is None"),
+        (lambda v: v.pop("max_num_tokens"), "max_num_tokens is None"),
+        (lambda v: v.update(dtype="auto"), "dtype is 'auto'"),
+        (lambda v: v.update(tensorrt={**STORED_OPTIONS}), "tensorrt is PlanConfig"),
+        (lambda v: v.update(backend="tensorrt"), "tensorrt is None; allowed: options of a plan"),
+        (lambda v: v.update(backend="tensorrt", tensorrt={"attention": "native"}), "token_buckets is None"),
+        (lambda v: v.update(tensorrt={**STORED_OPTIONS, "attention": None}), "attention is None"),
+    ],
+)
+def test_a_manifest_that_leaves_something_open(engine: Path, change: Callable[[Any], object], words: str) -> None:
+    edited(engine, lambda values: (change(values["build_config"]), seal(values)))
+    assert words in refusal(engine)
+
+
+def test_a_manifest_without_the_checksum_of_its_plugin(engine: Path) -> None:
+    edited(engine, lambda values: (values.update(plugin={"version": "1"}), seal(values)))
+    assert "plugin: sha256 is missing" in refusal(engine)
+
+
+def seal(values: dict[str, Any]) -> None:
+    """Give edited values the checksum that goes with them."""
+    from d3llm_trt.manifest import _checksum
+
+    del values["checksum"]
+    values["checksum"] = _checksum(values)
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", ".hidden", "config.json", "a\0b", "x" * 300])
 def test_hostile_file_names(engine: Path, name: str) -> None:
     def change(values: dict[str, Any]) -> None:
-        from d3llm_trt.manifest import _checksum
-
         values["files"][name] = values["files"]["rank0.safetensors"]
-        del values["checksum"]
-        values["checksum"] = _checksum(values)
+        seal(values)
 
     edited(engine, change)
     assert "not a plain file name" in refusal(engine)

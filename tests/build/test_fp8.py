@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,13 +48,15 @@ def engine(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_engine(CHECKPOINTS[family], tmp_path_factory.mktemp(family) / "engine", FP8)
 
 
-def logits_of(config: ModelConfig, weights: dict[str, Tensor], kind: type[TorchOps] = TorchOps) -> Tensor:
+def logits_of(
+    config: ModelConfig, weights: dict[str, Tensor], kind: type[TorchOps] = TorchOps, rows: Sequence[int] = range(60)
+) -> Tensor:
     length = 60
     ids = torch.arange(length) % 50
     ids[20:] = config.mask_token_id
     cache = torch.empty(config.num_layers, 1, 2, config.num_kv_heads, length, config.head_dim, dtype=torch.bfloat16)
     ops = kind(config, weights, cache, Windows.whole(length), rotary_tables(config, length))
-    return forward(config, ops, ids, torch.arange(length)).float()
+    return forward(config, ops, ids, torch.tensor(rows)).float()
 
 
 # What is packed
@@ -124,7 +127,7 @@ def test_a_product_is_that_of_the_numbers_times_the_scales(dtype: torch.dtype) -
 class _Unfused(TorchOps):
     """What comes before a linear layer gives half precision, and the layer quantizes it."""
 
-    def _scale_after(self, name: str) -> None:
+    def input_scale(self, linear: str) -> None:
         return None
 
     def linear(self, name: str, x: Tensor) -> Tensor:
@@ -150,6 +153,8 @@ def test_quantization_before_linear_layers_changes_nothing(family: str, engine: 
     assert torch.equal(fused, logits_of(config, weights, _Unfused))
     plain = logits_of(config, dict(open_checkpoint(CHECKPOINTS[family]).packed_tensors()))
     assert 0.001 < (fused - plain).norm() / plain.norm() < 0.1
+    rows = [40, 7, 59]
+    assert torch.allclose(logits_of(config, weights, rows=rows), fused[rows], rtol=0.02, atol=0.05)
     saturated = {**weights, "layers.1.mlp.down.input_scale": weights["layers.1.mlp.down.input_scale"] / 100}
     assert (logits_of(config, saturated) - plain).norm() / plain.norm() > 0.1
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.from_weights import write_engine
 from d3llm_trt import LLM, BuildConfig, SamplingParams, build_engine
 from d3llm_trt.build.checkpoint import open_checkpoint
-from d3llm_trt.build.from_weights import write_engine
 from d3llm_trt.errors import BuildError, ConfigError
 from tests.support.tiny_models import CHECKPOINTS
 

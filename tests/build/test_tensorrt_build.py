@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from d3llm_trt import LLM, BuildConfig, build_engine
 from d3llm_trt.build.tensorrt import attention
 from d3llm_trt.build.tensorrt import compile as compiling
-from d3llm_trt.build.tensorrt.network import Sizes, packed_bindings, padded_bindings
+from d3llm_trt.build.tensorrt.network import packed_bindings, padded_bindings
 from d3llm_trt.config import TensorRTConfig, default_buckets
 from d3llm_trt.errors import BuildError, ConfigError, EngineError
 from d3llm_trt.manifest import PLAN_FILE, WEIGHTS_FILE, load_manifest, verify_files
@@ -122,12 +122,12 @@ def test_defaults_of_the_backends() -> None:
 
 def test_profiles_cover_every_size_once() -> None:
     model = ModelConfig("dream", 64, 32, 64, 2, 4, 2, 8, 1e-6, 1e4, 128, 1, 2, 2)
-    sizes = Sizes(slots=8, cache_positions=128, batches=(1, 8), buckets=(32, 128))
-    padded = {binding.name: binding for binding in padded_bindings(model, torch.bfloat16, sizes)}
+    settings = config(token_buckets=(32, 128)).resolved(128, "bfloat16")
+    padded = {binding.name: binding for binding in padded_bindings(model, settings)}
     spans = [(low, high) for low, _, high in padded["token_ids"].profiles]
     assert spans == [((1, 1), (1, 32)), ((1, 33), (1, 128)), ((2, 1), (8, 32)), ((2, 33), (8, 128))]
     assert padded["v_cache.1"].profiles[2] == ((2, 2, 128, 8), (8, 2, 128, 8), (8, 2, 128, 8))
-    packed = {binding.name: binding for binding in packed_bindings(model, torch.bfloat16, sizes)}
+    packed = {binding.name: binding for binding in packed_bindings(model, settings)}
     assert packed["token_ids"].profiles == (((1,), (32,), (32,)), ((33,), (128,), (128,)))
     assert packed["kv_cache.0"].shape == (8, 2, 2, 128, 8)
 

@@ -55,7 +55,7 @@ def test_every_option_reaches_the_builder() -> None:
         hardware_compatible=True,
         weight_streaming=True,
         strip_weights=True,
-    )
+    ).resolved("tensorrt", 64)
     _set_options(module, config, options)
     assert config.calls == [
         ("builder_optimization_level", 5),

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from d3llm_trt import BuildConfig, DecodingConfig, SamplingParams, build_engine
+from d3llm_trt.build.calibration import generated_canvases
 from d3llm_trt.build.checkpoint import open_checkpoint
-from d3llm_trt.build.quantize import quantize_fp8
+from d3llm_trt.build.quantize import fp8_weights
 from d3llm_trt.build.tensorrt.compile import make_builder
 from d3llm_trt.build.tensorrt.network import BuiltNetwork, build_network
-from d3llm_trt.build.tensorrt.plan import lowered_weights, plan_sizes
 from d3llm_trt.config import TensorRTConfig
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.packing import quantized_layers
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
@@ -75,6 +76,11 @@ def packed_weights(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return opened.config, {name: tensor.float() for name, tensor in opened.packed_tensors()}
 
 
+def in_fp8(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The packed tensors of an FP8 engine, calibrated on generated prompts."""
+    return fp8_weights(config, weights, generated_canvases(config))
+
+
 def interpreted(
     checkpoint: Path,
     slots: int,
@@ -89,12 +95,10 @@ def interpreted(
     options = TensorRTConfig(attention_mask=mask)
     asked = BuildConfig("tensorrt-rtx", "float32", slots, 512, quantization=quantization, tensorrt=options)
     settings = asked.resolved(512, "float32")
-    assert settings.tensorrt is not None
     builder, _ = make_builder(trt)
-    lowered = lowered_weights(config, weights, quantization)
-    edit({**lowered.tensors, **lowered.input_scales})
-    sizes = plan_sizes(settings)
-    built = build_network(trt, builder, config, lowered, torch.float32, sizes, settings.tensorrt)
+    packed = weights if quantization is None else in_fp8(config, weights)
+    edit(packed)
+    built = build_network(trt, builder, config, packed, settings)
     dtype = torch.float64 if exact else torch.float32
     spec = EngineSpec(config, "tensorrt-rtx", dtype, torch.device("cpu"), slots, 512, slots * 512)
     return PaddedEngine(spec, InterpretedSession(built, builder, exact))
@@ -201,11 +205,11 @@ class FakeQuantEngine(ExactEngine):
     """The float64 model whose linear layers go through FP8 as the scales say."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], slots: int) -> None:
-        packed = quantize_fp8(config, weights)
+        packed = in_fp8(config, weights)
         self._packed = packed
         restored = {
-            name: tensor.double() * packed.weight_scales[name.removesuffix(".weight")].double()
-            for name, tensor in packed.tensors.items()
+            f"{name}.weight": packed[f"{name}.weight"].double() * packed[f"{name}.weight_scale"].double()
+            for name in quantized_layers(config)
         }
         super().__init__(config, {**weights, **restored}, slots)
 
@@ -214,8 +218,8 @@ class FakeQuantEngine(ExactEngine):
 
         class Fp8Ops(TorchOps):
             def linear(self, name: str, x: Tensor) -> Tensor:
-                if name in packed.input_scales:
-                    scale = packed.input_scales[name].double()
+                if f"{name}.input_scale" in packed:
+                    scale = packed[f"{name}.input_scale"].double()
                     x = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).double() * scale
                 return super().linear(name, x)
 
@@ -229,7 +233,7 @@ def test_fp8_goes_through_the_scales(family: str) -> None:
     assert worst_error(interpreted(checkpoint, 4, exact=True, quantization="fp8"), model, family) < 1e-5
 
     def stretch(weights: dict[str, Tensor]) -> None:
-        weights["layers.1.mlp.down"] *= 1.5  # times 2 would change exponents only
+        weights["layers.1.mlp.down.input_scale"] *= 1.5  # times 2 would change exponents only
 
     damaged = interpreted(checkpoint, 4, exact=True, quantization="fp8", edit=stretch)
     assert worst_error(damaged, model, family) > 1e-3
@@ -237,10 +241,11 @@ def test_fp8_goes_through_the_scales(family: str) -> None:
 
 def test_fp8_is_close_to_the_model() -> None:
     config, weights = packed_weights(CHECKPOINTS["llada"])
-    packed = quantize_fp8(config, weights)
-    assert "lm_head" not in packed.weight_scales and len(packed.tensors) == 4 * config.num_layers
-    for name, tensor in packed.tensors.items():
-        restored = tensor.float() * packed.weight_scales[name.removesuffix(".weight")]
+    packed = in_fp8(config, weights)
+    quantized = [name for name, tensor in packed.items() if tensor.dtype == torch.float8_e4m3fn]
+    assert "lm_head.weight_scale" not in packed and len(quantized) == 4 * config.num_layers
+    for name in quantized:
+        restored = packed[name].float() * packed[f"{name}_scale"]
         assert (restored - weights[name]).norm() / weights[name].norm() < 0.04
 
 

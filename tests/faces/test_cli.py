@@ -144,7 +144,7 @@ def test_bad_input_is_one_line(args: list[str], parts: list[str]) -> None:
         ("p.jsonl", b'{"text": "a"}', ["p.jsonl:1", "messages, prompt_token_ids"]),
         ("p.jsonl", b'{"prompt": "a", "messages": []}', ["p.jsonl:1", "one key"]),
         ("p.jsonl", b'{"messages": ["a"]}', ["messages is", "a list of messages"]),
-        ("p.jsonl", b'{"prompt_token_ids": [1, true]}', ["prompt_token_ids is [1, true]"]),
+        ("p.jsonl", b'{"prompt_token_ids": [1, true]}', ["prompt_token_ids[1] is True"]),
         ("p.txt", b"\n \n", ["holds no prompt"]),
         ("p.txt", b"a\xffb", ["not UTF-8 at byte 1"]),
     ],
@@ -158,6 +158,10 @@ def test_chat_options_need_a_tokenizer(mute: Path) -> None:
     assert_one_line(run("generate", mute, "x", "--chat"), "--chat needs a tokenizer")
     assert_one_line(run("generate", mute, "x", "--system", "s"), "--system needs a tokenizer")
     assert_one_line(run("generate", mute, "x"), "has no tokenizer", "prompt_token_ids")
+
+
+def test_graphs_need_an_engine_that_can_be_captured(engine: Path) -> None:
+    assert_one_line(run("generate", engine, "x", "--device", "cpu", "--cuda-graphs", "all"), "cuda_graphs is 'all'")
 
 
 def test_names_that_are_too_long_are_one_line(engine: Path, tmp_path: Path) -> None:

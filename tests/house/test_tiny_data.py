@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from examples.tiny_d3llm.data import SHORT_CANVASES, make_dataset
 from examples.tiny_d3llm.decode import MultiBlock, decode, low_confidence
 from examples.tiny_d3llm.distill import NEVER, trajectory_masks
 from examples.tiny_d3llm.export import export
-from examples.tiny_d3llm.network import initial_weights, tiny_config
+from examples.tiny_d3llm.network import initial_weights, position_logits, tiny_config
 from examples.tiny_d3llm.problems import is_exact, make_problems
 from examples.tiny_d3llm.tokenizer import (
     TOKENIZER_FILES,
@@ -94,6 +95,17 @@ def test_dense_decoders_fill_the_answer(family: Family) -> None:
         before_end = (decoded.ids == config.eos_token_id).cumsum(1) == 0
         assert not (decoded.ids[before_end] == config.mask_token_id).any()
         assert (decoded.commit.amax(1) == decoded.passes).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_operation_of_training_has_a_gradient(family: Family) -> None:
+    config, weights = tiny_config(family), initial_weights(tiny_config(family), 0)
+    leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
+    logits = position_logits(config, leaves, torch.arange(40).view(2, 20), torch.tensor([3, 25, 39]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an operation without one only warns
+        logits.square().mean().backward()
+    assert all(leaf.grad is not None and leaf.grad.any() for leaf in leaves.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

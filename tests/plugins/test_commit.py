@@ -15,15 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 
 from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.errors import PluginError
 from d3llm_trt.model.config import FAMILIES
 from d3llm_trt.plugins import library as compiled
 from d3llm_trt.plugins.c_structs import CommitParams, Progress, Settings
-from d3llm_trt.plugins.commit import commit
 from d3llm_trt.runtime.decoding import step
+from d3llm_trt.runtime.stepping import tensor_stepper
 from tests.support.commit_states import (
     Advance,
     GpuCommit,
@@ -104,7 +103,7 @@ def test_golden_cases(library: ctypes.CDLL, model: str, monkeypatch: pytest.Monk
     requests = [(case.prompt, case.params) for case in cases]
     engine = cpu_engine(GOLDEN / model, len(cases))
     wanted = decode(engine, requests)
-    monkeypatch.setattr(step, "advance", HostCommit(library))
+    monkeypatch.setattr(tensor_stepper, "advance", HostCommit(library))
     answers = decode(engine, requests)
     assert answers == wanted
     for case, answer in zip(cases, answers, strict=True):
@@ -154,18 +153,6 @@ def test_threads_never_race(tmp_path: Path) -> None:
 # Arguments
 
 
-def test_shape_of_the_report_is_known_without_a_gpu() -> None:
-    work = Workload.random("dream", 0, slots=3)
-    chosen = torch.zeros(4, dtype=torch.int64)
-    state, selected = work.state, vars(work.selected(4, 0.0))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = {name: mode.from_tensor(values) for name, values in vars(state.progress).items()}
-        report = commit(
-            vars(state.settings), fake, selected, torch.arange(3), chosen, width=9, mask_id=1, family="dream"
-        )
-    assert report.shape == (3, 5) and report.dtype == torch.int64
-
-
 def test_tensors_that_do_not_fit_are_named(library: ctypes.CDLL) -> None:
     work = Workload.random("llada", 0, slots=3)
     shape = work.shape([0, 1], 0)
@@ -193,7 +180,10 @@ def test_tensors_that_do_not_fit_are_named(library: ctypes.CDLL) -> None:
         ({}, "commit: algorithm is NULL"),
         ({"settings": Settings(*[8] * 17)}, "commit: canvas is NULL"),
         ({"settings": Settings(*[8] * 6, 2, *[8] * 10)}, "commit: threshold is not aligned to 4 bytes"),
-        ({"settings": Settings(*[8] * 17), "progress": Progress(*[8] * 14), "slots": 8, "report": 8}, "chosen is NULL"),
+        (
+            {"settings": Settings(*[8] * 17), "progress": Progress(*[8] * 14), "slots": 8, "summary": 8},
+            "chosen is NULL",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(changes: dict[str, object], complaint: str) -> None:

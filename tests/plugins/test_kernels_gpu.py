@@ -185,7 +185,7 @@ def test_write_and_attend_are_window_attention_in_two_launches() -> None:
     batch = Batch.of([Window.any(300) for _ in range(6)] + [Window.whole(90)], 14, 2, 128, torch.bfloat16, padding=9)
     wanted, _ = batch.exact()
     out = torch.full((len(batch.given["qkv"]), 14 * 128), torch.nan, dtype=torch.bfloat16, device="cuda")
-    params = ops.attention_params(**batch.given, out=out)
+    params = ops.attention_params(ops.AttentionInputs(**batch.given), out)
     for name in ("write_kv", "attend"):
         library.load().launch(name, params, torch.cuda.current_stream().cuda_stream)
     assert relative_error(out[: batch.rows], wanted) < TOLERANCE[torch.bfloat16]

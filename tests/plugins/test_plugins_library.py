@@ -17,8 +17,9 @@ HEADER = Path(library.__file__).parent / "c_api" / "d3llm_kernels.h"
 
 
 def header_fields() -> dict[str, list[str]]:
-    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
-    found = re.findall(r"typedef struct (\w+) \{(.*?)\}", text, flags=re.DOTALL)
+    """The fields of every struct, as the preprocessor leaves them."""
+    text = subprocess.run(["gcc", "-E", "-P", HEADER], check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"typedef struct (d3llm_\w+) \{(.*?)\}", text, flags=re.DOTALL)
     return {name: re.findall(r"(\w+);", body) for name, body in found}
 
 

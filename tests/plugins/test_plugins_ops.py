@@ -128,18 +128,20 @@ def test_the_ops_are_compiled_into_one_graph() -> None:
     assert torch.equal(other_cache, cache)
 
 
-def test_a_sum_is_normed_with_it_and_by_no_other_name() -> None:
+def test_a_sum_comes_with_its_norm() -> None:
     checkpoint = open_checkpoint(CHECKPOINTS["llada"])
     config, weights = checkpoint.config, dict(checkpoint.packed_tensors())
     weights = {name: tensor.float() + 0.1 * torch.rand(tensor.shape) for name, tensor in weights.items()}
     network = TorchOps(config, weights, torch.empty(0), Windows.whole(3), rotary_tables(config, 3))
     x, attended = torch.randn(3, config.hidden_size), torch.randn(3, config.num_heads * config.head_dim)
-    y = network.linear("layers.0.attention.output", attended)
-    total = network.add_linear("layers.0.attention.residual", x, "layers.0.attention.output", attended)
+    output, norm, feeds = "layers.0.attention.output", "layers.0.mlp_norm", "layers.0.mlp.gate_up"
+    y = network.linear(output, attended)
+    total, normed = network.add_linear_norm(x, output, attended, norm, feeds)
     assert torch.equal(total, x + y)
-    for name, rows in (("layers.0.mlp_norm", total), ("layers.0.mlp_norm", y), ("final_norm", total)):
+    for name, rows in ((norm, total), (norm, y), ("final_norm", total)):
         wanted = reference.rms_norm(rows, weights[f"{name}.weight"], config.rms_norm_eps)
-        assert torch.equal(network.rms_norm(name, rows), wanted)
+        assert torch.equal(network.rms_norm(name, rows, feeds), wanted)
+    assert torch.equal(normed, network.rms_norm(norm, total, feeds))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_tensors_that_do_not_fit_are_named(name: str, change: Callable[[Tensor],
     given = attention_inputs(torch.bfloat16)
     given[name] = change(given[name])
     with pytest.raises(PluginError, match=message):
-        ops.attention_params(**given, out=torch.empty(14, HEADS * DIM, dtype=torch.bfloat16))
+        ops.attention_params(ops.AttentionInputs(**given), torch.empty(14, HEADS * DIM, dtype=torch.bfloat16))
 
 
 def test_without_kernels_one_warning_says_how_to_build_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import d3llm_trt
-from d3llm_trt.build.builder import _plugin_facts
+from d3llm_trt.build.check import plugin_facts
 from d3llm_trt.build.tensorrt.attention import Inputs, PluginAttention
 from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.config import BuildConfig, TensorRTConfig
@@ -96,13 +96,13 @@ def test_the_plugin_takes_the_fields_that_the_network_gives(library: PluginLibra
 def test_a_missing_library_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     without_library(monkeypatch, tmp_path)
     options = TensorRTConfig(attention="plugin")
-    settings = BuildConfig("tensorrt", "bfloat16", 1, 64, 256, tensorrt=options)
+    settings = BuildConfig("tensorrt", "bfloat16", 1, 64, 256, tensorrt=options).resolved(64, "bfloat16")
     with pytest.raises(
         BuildError, match=r"needs its library: no libd3llm_tensorrt.so in .*make plugins.*or choose native"
     ):
-        _plugin_facts(settings)
-    assert _plugin_facts(replace(settings, tensorrt=replace(options, attention="native"))) is None
-    assert _plugin_facts(BuildConfig()) is None
+        plugin_facts(settings)
+    assert plugin_facts(replace(settings, tensorrt=replace(settings.plan, attention="native"))) is None
+    assert plugin_facts(BuildConfig().resolved(64, "bfloat16")) is None
     with pytest.raises(EngineError, match=r"the plan needs plugin library 0.1.0: no libd3llm_tensorrt.so"):
         load_checked_plugin(None, PluginFacts("0.1.0", "0" * 64))
 
@@ -123,7 +123,7 @@ def test_a_library_that_does_not_load_or_is_of_another_version(monkeypatch: pyte
 
 def test_a_plan_gets_the_library_it_was_built_with(library: PluginLibrary, builder: Any) -> None:
     settings = BuildConfig("tensorrt", "bfloat16", 1, 64, 256, tensorrt=TensorRTConfig(attention="plugin"))
-    wanted = _plugin_facts(settings)
+    wanted = plugin_facts(settings.resolved(64, "bfloat16"))
     assert wanted == PluginFacts(library.version, library.sha256)
     registry = builder.get_plugin_registry()
     with pytest.raises(EngineError, match=r"needs plugin library 0.0.9, and .* is .*; build the engine again"):

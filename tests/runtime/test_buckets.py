@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from d3llm_trt.runtime.decoding.step import StepSizes
 from d3llm_trt.runtime.stepping.buckets import MOST_DEFAULT_TOKENS, Buckets, batch_sizes, token_sizes
-from d3llm_trt.runtime.stepping.device_step import Bucket
-from d3llm_trt.runtime.stepping.graphs import choose_policy
+from d3llm_trt.runtime.stepping.policy import policy_on
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
@@ -47,7 +47,7 @@ def test_one_short_request_never_needs_more_than_the_defaults(longest: int, most
 
 
 def test_blackwell_takes_the_largest_batch() -> None:
-    assert Buckets((1, 2, 4), (64, 128), largest_batch=True).at_least(1, 65, 3) == Bucket(4, 128, 128)
+    assert Buckets((1, 2, 4), (64, 128), largest_batch=True).at_least(1, 65, 3) == StepSizes(4, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_blackwell_takes_the_largest_batch() -> None:
 def test_the_policy_goes_by_the_gpu_unless_it_is_asked_for(
     wanted: str | None, capability: tuple[int, int], policy: str
 ) -> None:
-    assert choose_policy(wanted, capability) == policy
+    assert policy_on(capability, wanted) == policy

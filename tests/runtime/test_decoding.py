@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from d3llm_trt.plugins.reference import UNIFORM_BITS, SampleKeys, gumbel_noise, 
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.select import select
-from d3llm_trt.runtime.decoding.step import run_step
-from d3llm_trt.runtime.engines.base import ForwardBatch
+from d3llm_trt.runtime.decoding.step import SlotReport, TensorSizes, read_summary
+from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
+from d3llm_trt.runtime.stepping.stepper import Occupant
+from d3llm_trt.runtime.stepping.tensor_stepper import TensorStepper, run_step, sizes_of
 from tests.support.checkpoints import make_checkpoint
-from tests.support.engines import cpu_engine, decode
+from tests.support.engines import cpu_engine, decode, decoder_over
 from tests.support.golden_cases import GOLDEN
 
 PROMPT = [85, 59, 324, 248]
@@ -58,6 +62,26 @@ def test_the_guard_against_host_reads_works() -> None:
         torch.ones(3)[torch.ones(3) > 0]
 
 
+class Altered(TensorStepper):
+    """Steps of other sizes than needed, or watched ones."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        alter: Callable[[TensorSizes], TensorSizes] = lambda sizes: sizes,
+        watch: TorchDispatchMode | None = None,
+    ) -> None:
+        super().__init__(engine)
+        self.engine, self.alter, self.watch = engine, alter, watch or nullcontext()
+
+    def step(self, occupants: Sequence[Occupant]) -> list[SlotReport]:
+        slots = torch.tensor([occupant.slot for occupant in occupants])
+        sizes = self.alter(sizes_of(occupants))
+        with self.watch:
+            summary = run_step(self.engine, self.state, slots, sizes)
+        return read_summary(summary)
+
+
 def test_a_step_reads_nothing_on_the_host(engine: TorchEngine) -> None:
     class Recorded:
         """Logits from a table, so that only the decoder's own operations are watched."""
@@ -67,33 +91,31 @@ def test_a_step_reads_nothing_on_the_host(engine: TorchEngine) -> None:
         def forward(self, batch: ForwardBatch) -> torch.Tensor:
             return torch.sin(torch.arange(len(batch.logit_rows))[:, None] * torch.arange(384.0)) * 9
 
-    decoder = Decoder(Recorded())
+    decoder = Decoder(Altered(Recorded(), watch=NoHostReads()))
     requests = [params(name, temperature=0.5) for name in ALGORITHMS]
     requests[2] = params("MultiBlock", cache_delay_iter=1, refresh_interval=3)
     for slot, request in enumerate(requests):
         decoder.admit(slot, PROMPT, request)
-    slots = [0, 1, 2, 3]
     for _ in range(4):
-        shape = decoder.shape(slots)
-        with NoHostReads():
-            report = run_step(Recorded(), decoder.state, torch.tensor(slots), shape)
-        decoder.note(slots, report)
+        decoder.step([0, 1, 2, 3])
 
 
 def test_room_to_spare_in_a_step_changes_nothing(engine: TorchEngine) -> None:
     """A graph's bucket is larger than the work in it."""
+
+    def roomy(sizes: TensorSizes) -> TensorSizes:
+        return dataclasses.replace(sizes, width=sizes.width + 9, blocks=sizes.blocks + 2, rows=sizes.rows + 5)
+
     requests = [(PROMPT, params(name)) for name in ALGORITHMS]
     wanted = decode(engine, requests)
-    decoder = Decoder(engine)
+    decoder = Decoder(Altered(engine, alter=roomy))
     for slot, request in enumerate(requests):
         decoder.admit(slot, *request)
     running = [0, 1, 2, 3]
     while running:
-        shape = decoder.shape(running)
-        roomy = dataclasses.replace(shape, width=shape.width + 9, blocks=shape.blocks + 2, rows=shape.rows + 5)
-        decoder.note(running, run_step(engine, decoder.state, torch.tensor(running), roomy))
+        decoder.step(running)
         running = [slot for slot in running if not decoder.reports[slot].done]
-    assert [decoder.read(slot)[0] for slot in range(4)] == [answer.canvas for answer in wanted]
+    assert [canvas for canvas, _ in decoder.read(range(4))] == [answer.canvas for answer in wanted]
 
 
 # Rules
@@ -139,7 +161,7 @@ def test_low_confidence_spreads_the_remainder_over_the_first_passes(engine: Torc
 @pytest.mark.parametrize("steps", [3, 80])
 def test_steps_that_do_not_fit_are_refused(engine: TorchEngine, steps: int) -> None:
     with pytest.raises(RequestError, match=f"steps is {steps}; allowed: multiples of 4"):
-        Decoder(engine).admit(0, PROMPT, params("LowConfidence", 64, block_size=16, steps=steps))
+        decoder_over(engine).admit(0, PROMPT, params("LowConfidence", 64, block_size=16, steps=steps))
 
 
 def test_entropy_threshold_sees_one_block_more_at_a_time(engine: TorchEngine) -> None:
@@ -167,7 +189,7 @@ def test_masks_in_the_prompt_are_filled_in(engine: TorchEngine, algorithm: str) 
 def test_a_cancelled_request_leaves_nothing_to_the_next_in_its_slot(engine: TorchEngine) -> None:
     requests = [params(tokens=tokens, block_size=tokens, early_stop=False) for tokens in (64, 16, 64)]
     wanted = decode(engine, [(PROMPT, request) for request in requests[1:]])
-    decoder = Decoder(engine)
+    decoder = decoder_over(engine)
     decoder.admit(0, PROMPT, requests[0])
     decoder.step([0])
     decoder.admit(0, PROMPT, requests[1])
@@ -176,7 +198,7 @@ def test_a_cancelled_request_leaves_nothing_to_the_next_in_its_slot(engine: Torc
     while running:
         decoder.step(running)
         running = [slot for slot in running if not decoder.reports[slot].done]
-    assert [decoder.read(slot) for slot in range(2)] == [(answer.canvas, answer.commit_steps) for answer in wanted]
+    assert decoder.read(range(2)) == [(answer.canvas, answer.commit_steps) for answer in wanted]
 
 
 def test_logits_that_are_not_numbers_fail_one_request(tmp_path: Path) -> None:
@@ -193,7 +215,7 @@ def test_logits_that_are_not_numbers_fail_one_request(tmp_path: Path) -> None:
             rows = torch.searchsorted(batch.cu_window, batch.logit_rows, right=True) - 1
             return torch.where(batch.slots[rows][:, None] == 1, torch.nan, logits)
 
-    decoder = Decoder(Poisoned())
+    decoder = decoder_over(Poisoned())
     for slot, prompt in enumerate(([1, 2], [9, 9], [3])):
         decoder.admit(slot, prompt, params())
     decoder.step([0, 1, 2])
@@ -202,7 +224,7 @@ def test_logits_that_are_not_numbers_fail_one_request(tmp_path: Path) -> None:
     while running:
         decoder.step(running)
         running = [slot for slot in running if not decoder.reports[slot].done]
-    assert [decoder.read(slot)[0] for slot in (0, 2)] == [answer.canvas for answer in healthy]
+    assert [canvas for canvas, _ in decoder.read([0, 2])] == [answer.canvas for answer in healthy]
 
 
 # Select

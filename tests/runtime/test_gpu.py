@@ -11,11 +11,12 @@ import torch
 from d3llm_trt import LLM, DecodingConfig, SamplingParams
 from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.model.config import FAMILIES
-from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
-from d3llm_trt.runtime.decoding.step import run_step
+from d3llm_trt.runtime.decoding.step import TensorSizes, first_pass
 from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
+from d3llm_trt.runtime.stepping.stepper import Occupant
+from d3llm_trt.runtime.stepping.tensor_stepper import TensorStepper, run_step, sizes_of
 from tests.support.engines import TableEngine, decode
 from tests.support.golden_cases import GOLDEN, read_cases
 from tests.support.tiny_models import CHATS, CHECKPOINTS, QUESTIONS
@@ -42,13 +43,18 @@ def test_golden_tokens_in_one_ragged_batch(model: str) -> None:
         assert answer.canvas[len(case.prompt) :][: case.compared] == case.generated[: case.compared], case.id
 
 
-def admitted() -> Decoder:
-    decoder = Decoder(TableEngine(len(SLOTS)))
+def admitted() -> tuple[TensorStepper, TensorSizes]:
+    """A request of every algorithm before its first pass, and the sizes of that pass."""
+    stepper = TensorStepper(TableEngine(len(SLOTS)))
+    occupants = []
     for slot, name in enumerate(ALGORITHMS):
         cached = {"cache_delay_iter": 1} if name == "MultiBlock" else {}
         decoding = DecodingConfig(name, block_size=16, early_stop=False, **cached)
-        decoder.admit(slot, list(range(5 + slot)), SamplingParams(max_tokens=48, temperature=0.3, decoding=decoding))
-    return decoder
+        params = SamplingParams(max_tokens=48, temperature=0.3, decoding=decoding)
+        settings, progress = first_pass(stepper.spec.model_config, list(range(5 + slot)), params)
+        stepper.state.admit(slot, settings, progress)
+        occupants.append(Occupant.entering(slot, params, progress))
+    return stepper, sizes_of(occupants)
 
 
 @pytest.fixture
@@ -59,29 +65,28 @@ def waiting_is_an_error() -> Iterator[Callable[[], None]]:
 
 
 def test_a_step_never_waits_for_the_gpu(waiting_is_an_error: Callable[[], None]) -> None:
-    decoder, engine = admitted(), TableEngine(len(SLOTS))
-    slots, shape = torch.tensor(SLOTS, device="cuda"), decoder.shape(SLOTS)
+    (stepper, sizes), engine = admitted(), TableEngine(len(SLOTS))
+    slots = torch.tensor(SLOTS, device="cuda")
     waiting_is_an_error()
-    assert run_step(engine, decoder.state, slots, shape).shape == (4, 5)
+    assert run_step(engine, stepper.state, slots, sizes).shape == (4, 5)
 
 
 def test_a_captured_step_equals_an_eager_one() -> None:
-    engine, eager, captured = TableEngine(len(SLOTS)), admitted(), admitted()
+    engine, (eager, sizes), (captured, _), (warm, _) = TableEngine(len(SLOTS)), admitted(), admitted(), admitted()
     slots = torch.tensor(SLOTS, device="cuda")
-    roomy = replace(eager.shape(SLOTS), tokens=4 * 64, rows=4 * 56)
-    warm = admitted()
+    roomy = replace(sizes, tokens=4 * 64, rows=4 * 56)
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         run_step(engine, warm.state, slots, roomy)
     side.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        report = run_step(engine, captured.state, slots, roomy)
+        summary = run_step(engine, captured.state, slots, roomy)
     for _ in range(60):
         run_step(engine, eager.state, slots, roomy)
         graph.replay()
     assert torch.equal(captured.state.progress.canvas, eager.state.progress.canvas)
-    assert bool(report[:, 0].all())
+    assert bool(summary[:, 0].all())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

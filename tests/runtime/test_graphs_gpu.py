@@ -16,8 +16,10 @@ from d3llm_trt.model.config import FAMILIES
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.engines.base import ForwardBatch
-from d3llm_trt.runtime.stepping.graphs import graph_runner
-from tests.support.engines import Answer, TableEngine, decode
+from d3llm_trt.runtime.stepping.factory import make_stepper
+from d3llm_trt.runtime.stepping.kernel_stepper import KernelStepper
+from d3llm_trt.runtime.stepping.policy import parse_policy
+from tests.support.engines import Answer, TableEngine, decode, decoder_over
 from tests.support.tiny_models import CHATS, CHECKPOINTS
 
 pytestmark = pytest.mark.gpu
@@ -54,7 +56,7 @@ def decode_in_turn(decoder: Decoder, requests: Sequence[Asked]) -> list[tuple[li
             running[slot] = number
         decoder.step(sorted(running))
         for slot in [slot for slot in running if decoder.reports[slot].done]:
-            answers[running.pop(slot)] = decoder.read(slot)
+            (answers[running.pop(slot)],) = decoder.read([slot])
     return [answers[number] for number in range(len(requests))]
 
 
@@ -62,7 +64,7 @@ def decode_in_turn(decoder: Decoder, requests: Sequence[Asked]) -> list[tuple[li
 def test_kernels_and_graphs_equal_the_tensor_code(cuda_graphs: str) -> None:
     requests = random_requests(40, seed=1)
     alone: list[Answer] = [decode(TableEngine(1), [request])[0] for request in requests]
-    together = decode_in_turn(Decoder(TableEngine(SLOTS, capturable=True), cuda_graphs), requests)
+    together = decode_in_turn(decoder_over(TableEngine(SLOTS, capturable=True), cuda_graphs), requests)
     for answer, (canvas, commit_steps) in zip(alone, together, strict=True):
         assert canvas == answer.canvas
         assert commit_steps == answer.commit_steps
@@ -71,38 +73,37 @@ def test_kernels_and_graphs_equal_the_tensor_code(cuda_graphs: str) -> None:
 def test_kernels_equal_the_tensor_code_for_one_request() -> None:
     request = random_requests(1, seed=4)
     expected = decode(TableEngine(1), request)
-    assert decode_in_turn(Decoder(TableEngine(SLOTS, capturable=True), "off"), request)[0][0] == expected[0].canvas
+    assert decode_in_turn(decoder_over(TableEngine(SLOTS, capturable=True), "off"), request)[0][0] == expected[0].canvas
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_a_bucket_is_captured_at_its_second_step_or_ahead(ahead: bool) -> None:
-    engine = TableEngine(SLOTS, capturable=True)
-    decoder = Decoder(engine, "off")
-    runner = graph_runner(engine, decoder.state, "all")
-    assert runner is not None and not runner.captured
-    for slot, (prompt, params) in enumerate(random_requests(SLOTS, seed=2)):
-        decoder.admit(slot, prompt, params)
-    torch.cuda.synchronize()  # the decoder admits on a stream of its own
-    sizes = decoder.shape(range(SLOTS))
-    runner.run(range(SLOTS), sizes.tokens, sizes.rows, capture=ahead)
-    assert len(runner.captured) == ahead
-    runner.run(range(SLOTS), sizes.tokens, sizes.rows)
-    assert len(runner.captured) == 1
+def kernel_stepper(cuda_graphs: str) -> KernelStepper:
+    stepper = make_stepper(TableEngine(SLOTS, capturable=True), parse_policy(cuda_graphs))
+    assert isinstance(stepper, KernelStepper)
+    return stepper
+
+
+def test_a_bucket_is_captured_at_its_second_step() -> None:
+    stepper = kernel_stepper("all")
+    decoder = Decoder(stepper)
+    (request,) = random_requests(1, seed=2)
+    for captured in (0, 1, 1):
+        decoder.admit(0, *request)
+        decoder.step([0])
+        assert len(stepper.captured) == captured
 
 
 @pytest.mark.parametrize("cuda_graphs", ["all", "largest"])
 def test_what_short_requests_need_is_captured_ahead(cuda_graphs: str) -> None:
-    engine = TableEngine(SLOTS, capturable=True)
-    decoder = Decoder(engine, cuda_graphs)
-    runner = decoder.runner
+    stepper = kernel_stepper(cuda_graphs)
+    decoder = Decoder(stepper)
     calls: list[tuple[str, int, int]] = []
     decoder.warm_up(lambda *call: calls.append(call))
-    assert runner is not None and runner.captured == tuple(sorted(runner.defaults)) and len(runner.captured) > 30
+    assert stepper.captured == tuple(sorted(stepper.defaults)) and len(stepper.captured) > 30
     assert calls == [("capture", done, len(calls)) for done in range(1, len(calls) + 1)]
     requests = random_requests(12, seed=6)
     alone = [decode(TableEngine(1), [request])[0] for request in requests]
     assert [decode_in_turn(decoder, [request])[0][0] for request in requests] == [answer.canvas for answer in alone]
-    assert runner.captured == tuple(sorted(runner.defaults))
+    assert stepper.captured == tuple(sorted(stepper.defaults))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

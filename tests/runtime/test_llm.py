@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,12 @@ import torch
 
 from d3llm_trt import LLM, BuildConfig, DecodingConfig, RequestOutput, SamplingParams, build_engine
 from d3llm_trt.errors import CheckpointError, ConfigError, EngineError, RequestError
-from d3llm_trt.model.config import FAMILIES
+from d3llm_trt.manifest import load_manifest
+from d3llm_trt.model.config import FAMILIES, ModelConfig
+from d3llm_trt.runtime.decoding import step
+from d3llm_trt.runtime.decoding.state import new_request
+from d3llm_trt.runtime.loading import load_engine
+from d3llm_trt.tokenizer import Tokenizer
 from tests.support.tiny_models import CHATS, CHECKPOINTS, QUESTIONS, ROOT
 
 ONE_BY_ONE = DecodingConfig("LowConfidence")
@@ -320,6 +325,97 @@ def test_a_panic_in_the_thread_ends_requests_instead_of_hanging(engine_dir: Path
     model._worker._scheduler.step = panic  # type: ignore[method-assign]
     (output,) = model.generate([CHATS[0]], params())
     assert "Panic: rust" in str(output.error)
+
+
+class Panic(BaseException):
+    """What the panic of a native library derives from."""
+
+
+class Fragile(Tokenizer):
+    """Raises on every text and on every answer that holds ``bad``."""
+
+    error: BaseException
+    bad: int
+
+    def encode(self, text: str) -> list[int]:
+        if "bad" in text:
+            raise self.error
+        return super().encode(text)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        if self.bad in ids:
+            raise self.error
+        return super().decode(ids, skip_special_tokens)
+
+
+def open_fragile(engine_dir: Path, error: BaseException, bad: int = -1) -> LLM:
+    whole = Tokenizer.load(engine_dir)
+    assert whole is not None
+    fragile = Fragile.load(engine_dir)
+    assert isinstance(fragile, Fragile)
+    fragile.error, fragile.bad = error, bad
+    engine = load_engine(engine_dir, load_manifest(engine_dir), device=torch.device("cpu"))
+    return LLM.over(engine, fragile)
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), Panic("odd")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_text_cannot_be_made_fails_alone(
+    engine_dir: Path, llm: LLM, error: BaseException, stream: bool
+) -> None:
+    wanted = llm.generate(CHATS, params())
+    (rare, *_) = {*wanted[0].outputs[0].token_ids} - {*wanted[1].outputs[0].token_ids, *wanted[2].outputs[0].token_ids}
+    with open_fragile(engine_dir, error, rare) as model:
+        if stream:
+            with pytest.raises(RequestError, match=f"text could not be made: {type(error).__name__}: odd"):
+                list(model.generate_stream(CHATS[0], params()))
+        bad, *good = model.generate(CHATS, params())
+        assert isinstance(bad.error, RequestError) and "text could not be made" in str(bad.error)
+        assert bad.outputs[0].finish_reason == "error" and bad.metrics.num_forward_passes > 0
+        assert [output.outputs for output in good] == [output.outputs for output in wanted[1:]]
+        assert model.healthy and model.load == (0, 0)
+        assert [output.outputs for output in model.generate(CHATS[1:], params())] == [o.outputs for o in wanted[1:]]
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), Panic("odd")])
+def test_a_request_whose_prompt_cannot_be_read_fails_alone(engine_dir: Path, llm: LLM, error: BaseException) -> None:
+    with open_fragile(engine_dir, error) as model:
+        bad, good = model.generate(["a bad text", CHATS[0]], params())
+        assert isinstance(bad.error, RequestError) and "the prompt could not be read" in str(bad.error)
+        assert good.outputs == llm.generate(CHATS[0:1], params())[0].outputs
+        with pytest.raises(RequestError, match="the prompt could not be read"):
+            model.generate_stream("a bad text")
+
+
+def test_settings_of_a_request_are_made_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(config: ModelConfig, ids: list[int], asked: SamplingParams) -> Any:
+        made.append(len(ids))
+        return new_request(config, ids, asked)
+
+    monkeypatch.setattr(step, "new_request", counted)
+    llm.generate(CHATS, params())
+    assert len(made) == len(CHATS)
+
+
+def test_unknown_graphs_are_refused_on_every_road(engine_dir: Path) -> None:
+    engine = load_engine(engine_dir, load_manifest(engine_dir), device=torch.device("cpu"))
+    for asked, complaint in (("bogus", "cuda_graphs is 'bogus'; allowed: all"), ("all", "cannot run inside a CUDA")):
+        with pytest.raises(ConfigError, match=complaint):
+            LLM.over(engine, cuda_graphs=asked)
+    with pytest.raises(ConfigError, match="cuda_graphs is 'bogus'"):
+        LLM("nowhere", cuda_graphs="bogus")
+
+
+def test_many_messages_and_long_ones_are_refused_at_once(llm: LLM) -> None:
+    long = [{"role": "user", "content": "x" * (8 << 20)}]
+    many = [{"role": "user", "content": "x"}] * 100_000
+    for chat, complaint in ((long, "8388608 characters; allowed: at most 32768"), (many, "100000 messages; allowed")):
+        start = time.perf_counter()
+        (output,) = llm.generate([chat], params())
+        assert time.perf_counter() - start < 0.2
+        assert complaint in str(output.error)
 
 
 def test_a_bad_stream_raises_at_once(llm: LLM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,22 +12,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from d3llm_trt.bench.random_engine import random_engine
 from d3llm_trt.bench.simulated import SimulatedAcceptance
-from d3llm_trt.runtime.decoding.state import DecodingState
+from d3llm_trt.model.config import FAMILIES, Family
+from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.stepping.buckets import token_sizes
-from d3llm_trt.runtime.stepping.graphs import graph_runner
+from d3llm_trt.runtime.stepping.factory import make_stepper
+from d3llm_trt.runtime.stepping.kernel_stepper import KernelStepper
 from d3llm_trt.runtime.stepping.measured_sizes import (
     FOLDER,
     LEAST_GAIN,
     MOST_MEASURED,
     MOST_PADDING,
     Seconds,
+    layer_products,
     measured_sizes,
     sizes_for,
     worthwhile_sizes,
 )
+from examples.tiny_d3llm.network import tiny_config
 from tests.support.engines import cpu_engine
 from tests.support.golden_cases import GOLDEN
 
@@ -134,9 +140,17 @@ def test_where_nothing_can_be_measured_all_sizes_stay(cache: Path, caplog: pytes
 def test_engines_without_large_products_keep_all_sizes(cache: Path) -> None:
     tiny = cpu_engine(GOLDEN / "dream_tiny", 1)
     assert sizes_for(tiny, SIZES) == SIZES and not cache.exists()
-    tiny.kv_cache.zero_()
-    tiny.run_products(3)  # what would be timed
-    assert not tiny.kv_cache.any()
+
+
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_products_of_one_layer_are_run(family: Family, quantization: str | None) -> None:
+    config, cpu = tiny_config(family), torch.device("cpu")
+    spec = EngineSpec(config, "torch", torch.bfloat16, cpu, 1, 64, 64, quantization)
+    weights = [shape for name, shape in config.tensor_shapes().items() if name.startswith("layers.0")]
+    with FlopCounterMode(display=False) as counter:
+        layer_products(spec)(3)
+    assert counter.get_total_flops() == sum(2 * 3 * math.prod(shape) for shape in weights if len(shape) == 2)
 
 
 @pytest.mark.gpu
@@ -154,6 +168,6 @@ def test_products_are_measured_on_a_gpu(cache: Path, quantization: str | None) -
     assert kept == worthwhile_sizes(sizes, seconds) and len(kept) > 30
     # Reading the weights takes as long for 64 rows as for 8, the work of a thousand longer.
     assert seconds[64] < 1.3 * seconds[8] and seconds[1024] > 2 * seconds[8]
-    runner = graph_runner(engine, DecodingState.empty(2, 600, engine.spec.device), None)
-    assert runner is not None and {bucket.tokens for bucket in runner.defaults} <= set(kept)
+    stepper = make_stepper(engine)
+    assert isinstance(stepper, KernelStepper) and {bucket.tokens for bucket in stepper.defaults} <= set(kept)
     assert file.read_bytes() == written

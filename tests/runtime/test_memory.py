@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from d3llm_trt import LLM, BuildConfig, build_engine
+from d3llm_trt.config import EngineConfig
 from d3llm_trt.engine_source import engine_for
 from d3llm_trt.errors import EngineError
 from d3llm_trt.manifest import load_manifest
@@ -50,8 +51,8 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_numbers(engine: Path, monke
 
 
 def test_a_checkpoint_that_will_not_fit_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(config: ModelConfig, settings: BuildConfig) -> None:
-        assert settings.max_batch_size == 4 and settings.max_seq_len is not None and config.family == "llada"
+    def refuse(config: ModelConfig, settings: EngineConfig) -> None:
+        assert settings.max_batch_size == 4 and settings.max_seq_len > 0 and config.family == "llada"
         raise EngineError("too large")
 
     monkeypatch.setenv("D3LLM_TRT_CACHE", str(tmp_path))

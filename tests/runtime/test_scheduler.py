@@ -12,11 +12,13 @@ from d3llm_trt import DecodingConfig, RequestOutput, SamplingParams
 from d3llm_trt.errors import EngineError
 from d3llm_trt.progress import OnProgress
 from d3llm_trt.runtime.decoder import Decoder
-from d3llm_trt.runtime.engines.base import ForwardBatch
+from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 from d3llm_trt.runtime.request import Request
 from d3llm_trt.runtime.scheduler import Scheduler
-from tests.support.engines import cpu_engine
+from d3llm_trt.runtime.stepping.tensor_stepper import TensorStepper
+from d3llm_trt.tokenizer import Tokenizer
+from tests.support.engines import cpu_engine, decoder_over
 from tests.support.golden_cases import GOLDEN
 
 
@@ -27,6 +29,7 @@ class Watched:
         self.spec = dataclasses.replace(engine.spec, max_num_tokens=max_num_tokens or engine.spec.max_num_tokens)
         self.batches: list[list[int]] = []
         self.failure: Exception | None = None
+        self.closed = False
         self._engine = engine
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
@@ -36,15 +39,18 @@ class Watched:
         self.batches.append(batch.slots.tolist())
         return self._engine.forward(batch)
 
+    def close(self) -> None:
+        self.closed = True
 
-class Cold(Decoder):
+
+class Cold(TensorStepper):
     """Cannot warm up."""
+
+    failure: BaseException
 
     def warm_up(self, progress: OnProgress | None = None) -> None:
         """Fails."""
         raise self.failure
-
-    failure: Exception = torch.OutOfMemoryError("no room")
 
 
 @pytest.mark.parametrize(
@@ -52,16 +58,14 @@ class Cold(Decoder):
     [(torch.OutOfMemoryError("no room"), EngineError), (RuntimeError("my bar"), RuntimeError)],
 )
 def test_what_fails_before_the_first_request_closes_the_engine(
-    engine: TorchEngine, failure: Exception, told: type[Exception], monkeypatch: pytest.MonkeyPatch
+    engine: TorchEngine, failure: Exception, told: type[Exception]
 ) -> None:
-    closed: list[bool] = []
-    monkeypatch.setattr("d3llm_trt.runtime.scheduler.Decoder", Cold)
-    monkeypatch.setattr(Cold, "failure", failure)
     watched = Watched(engine)
-    watched.close = lambda: closed.append(True)
+    cold = Cold(watched)
+    cold.failure = failure
     with pytest.raises(told, match=str(failure)):
-        Scheduler(watched, None).warm_up()
-    assert closed == [True]
+        Decoder(cold).warm_up()
+    assert watched.closed
 
 
 class Sink:
@@ -89,6 +93,10 @@ def request(name: str, tokens: int, sink: Sink, prompt: int = 3) -> Request:
     return Request(name, None, list(range(1, prompt + 1)), SamplingParams(max_tokens=tokens, decoding=decoding), sink)
 
 
+def scheduler_over(engine: Engine, tokenizer: Tokenizer | None = None) -> Scheduler:
+    return Scheduler(decoder_over(engine), tokenizer)
+
+
 def run(scheduler: Scheduler) -> None:
     while scheduler.has_work:
         scheduler.step()
@@ -96,7 +104,7 @@ def run(scheduler: Scheduler) -> None:
 
 def test_a_free_slot_is_refilled_at_the_next_step(engine: TorchEngine) -> None:
     watched, sink = Watched(engine), Sink()
-    scheduler = Scheduler(watched, None)
+    scheduler = scheduler_over(watched)
     for name, tokens in (("a", 2), ("b", 5), ("c", 3), ("d", 1)):
         scheduler.add(request(name, tokens, sink))
     run(scheduler)
@@ -108,7 +116,7 @@ def test_a_free_slot_is_refilled_at_the_next_step(engine: TorchEngine) -> None:
 
 def test_nobody_overtakes_a_request_that_needs_more_room(engine: TorchEngine) -> None:
     watched, sink = Watched(engine, max_num_tokens=40), Sink()
-    scheduler = Scheduler(watched, None)
+    scheduler = scheduler_over(watched)
     for name, tokens in (("a", 4), ("large", 37), ("small", 1)):
         scheduler.add(request(name, tokens, sink))
     run(scheduler)
@@ -119,7 +127,7 @@ def test_nobody_overtakes_a_request_that_needs_more_room(engine: TorchEngine) ->
 
 def test_a_cancelled_request_leaves_at_once(engine: TorchEngine) -> None:
     watched, sink = Watched(engine), Sink()
-    scheduler = Scheduler(watched, None)
+    scheduler = scheduler_over(watched)
     for name in ("a", "b", "waiting", "c"):
         scheduler.add(request(name, 6, sink))
     scheduler.step()
@@ -134,7 +142,7 @@ def test_a_cancelled_request_leaves_at_once(engine: TorchEngine) -> None:
 
 def test_an_engine_failure_ends_the_requests_in_it_and_no_others(engine: TorchEngine) -> None:
     watched, sink = Watched(engine), Sink()
-    scheduler = Scheduler(watched, None)
+    scheduler = scheduler_over(watched)
     for name in ("a", "b", "c"):
         scheduler.add(request(name, 3, sink))
     scheduler.step()
@@ -149,7 +157,7 @@ def test_an_engine_failure_ends_the_requests_in_it_and_no_others(engine: TorchEn
 
 def test_fail_all_answers_everybody(engine: TorchEngine) -> None:
     sink = Sink()
-    scheduler = Scheduler(Watched(engine), None)
+    scheduler = scheduler_over(Watched(engine))
     for name in ("a", "b", "c"):
         scheduler.add(request(name, 9, sink))
     scheduler.step()
@@ -163,10 +171,10 @@ def test_a_slot_keeps_nothing_of_its_last_request(engine: TorchEngine) -> None:
     cached = SamplingParams(max_tokens=60, decoding=DecodingConfig("MultiBlock", block_size=4, cache_delay_iter=1))
     plain = SamplingParams(max_tokens=30, decoding=DecodingConfig("MultiBlock", block_size=16, cache_delay_iter=2))
     alone, after = Sink(), Sink()
-    first = Scheduler(cpu_engine(GOLDEN / "llada_tiny", 1), None)
+    first = scheduler_over(cpu_engine(GOLDEN / "llada_tiny", 1))
     first.add(Request("b", None, [9, 8, 7], plain, alone))
     run(first)
-    second = Scheduler(cpu_engine(GOLDEN / "llada_tiny", 1), None)
+    second = scheduler_over(cpu_engine(GOLDEN / "llada_tiny", 1))
     second.add(Request("a", None, list(range(50)), cached, Sink()))
     second.add(Request("b", None, [9, 8, 7], plain, after))
     run(second)
@@ -175,7 +183,7 @@ def test_a_slot_keeps_nothing_of_its_last_request(engine: TorchEngine) -> None:
 
 def test_a_failed_admission_ends_that_request_only(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Sink()
-    scheduler = Scheduler(Watched(engine), None)
+    scheduler = scheduler_over(Watched(engine))
     admit = Decoder.admit
 
     def fragile(self: Decoder, slot: int, ids: Sequence[int], params: SamplingParams) -> None:
@@ -197,7 +205,7 @@ def test_a_sink_that_raises_harms_nobody_else(engine: TorchEngine) -> None:
         raise RuntimeError("Event loop is closed")
 
     sink = Sink()
-    scheduler = Scheduler(Watched(engine), None)
+    scheduler = scheduler_over(Watched(engine))
     scheduler.add(dataclasses.replace(request("broken", 1, sink), sink=broken))
     scheduler.add(request("b", 3, sink))
     run(scheduler)

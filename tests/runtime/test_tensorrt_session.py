@@ -148,7 +148,7 @@ def test_shapes_beyond_every_profile_are_named() -> None:
 
 def manifest(version: str = "11.4.0", capabilities: tuple[str, ...] = ("8.9",), **options: Any) -> Manifest:
     build = BuildConfig("tensorrt", "float32", 4, 64, 256, tensorrt=TensorRTConfig(attention="plugin", **options))
-    return Manifest(MODEL, build, version, "0.1.0", "f", {}, capabilities)
+    return Manifest(MODEL, build.resolved(64, "float32"), version, "0.1.0", "f", {}, capabilities)
 
 
 def test_version_and_gpu_are_checked() -> None:
@@ -300,7 +300,7 @@ def test_the_plugin_gets_the_contracts_tensors_and_the_whole_cache() -> None:
 
 def test_a_run_without_wanted_rows_still_writes_its_keys_and_values() -> None:
     session = Recorder()
-    options = TensorRTConfig(attention="native")
+    options = TensorRTConfig(attention="native").resolved("tensorrt", 64)
     engine = engine_over(
         spec(), replace(manifest(), build_config=replace(manifest().build_config, tensorrt=options)), session
     )
@@ -311,7 +311,7 @@ def test_a_run_without_wanted_rows_still_writes_its_keys_and_values() -> None:
 def test_native_attention_gets_padded_windows_of_neighbouring_slots() -> None:
     session = Recorder()
     made = manifest()
-    options = TensorRTConfig(attention="native")
+    options = TensorRTConfig(attention="native").resolved("tensorrt", 64)
     engine = engine_over(spec(), replace(made, build_config=replace(made.build_config, tensorrt=options)), session)
     assert engine.spec.layout == "padded" and not engine.spec.graph_capturable
     engine.forward(batch())

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from d3llm_trt import DecodingConfig, SamplingParams
 from d3llm_trt.model.config import Family, ModelConfig
-from d3llm_trt.plugins.commit import FAMILY_CODES, SELECTED, commit, commit_params
-from d3llm_trt.plugins.decoding_state import PROGRESS, SETTINGS
+from d3llm_trt.plugins.commit import commit, commit_params
+from d3llm_trt.plugins.decoding_state import BoundState
+from d3llm_trt.plugins.state_fields import RequestProgress
 from d3llm_trt.runtime.decoding.config import ALGORITHMS
 from d3llm_trt.runtime.decoding.select import Selected
-from d3llm_trt.runtime.decoding.state import DecodingState, Progress, new_request
-from d3llm_trt.runtime.decoding.step import StepShape, advance, plan_pass
+from d3llm_trt.runtime.decoding.state import DecodingState, new_request
+from d3llm_trt.runtime.decoding.step import TensorSizes, advance, plan_pass
 
 SOURCES = Path(__file__).resolve().parents[2] / "plugins"
 VOCAB, EOS, MASK = 12, 10, 11
@@ -44,11 +45,11 @@ class Advance(Protocol):
         config: ModelConfig,
         state: DecodingState,
         slots: Tensor,
-        shape: StepShape,
+        sizes: TensorSizes,
         chosen: Tensor,
         selected: Selected,
     ) -> Tensor:
-        """Step the state; return the report."""
+        """Step the state; return the summary."""
         ...
 
 
@@ -82,24 +83,16 @@ class HostCommit:
         config: ModelConfig,
         state: DecodingState,
         slots: Tensor,
-        shape: StepShape,
+        sizes: TensorSizes,
         chosen: Tensor,
         selected: Selected,
     ) -> Tensor:
-        report = torch.full((len(slots), 5), -7)
-        params = commit_params(
-            [getattr(state.settings, name) for name in SETTINGS],
-            [getattr(state.progress, name) for name in PROGRESS],
-            [getattr(selected, name) for name in SELECTED],
-            slots,
-            chosen,
-            shape.width,
-            config.mask_token_id,
-            FAMILY_CODES[config.family],
-            report,
-        )
+        summary = torch.full((len(slots), 5), -7)
+        bound = BoundState(state.settings, state.progress)
+        ids = {"mask_id": config.mask_token_id, "family": config.family}
+        params = commit_params(bound, selected, slots, chosen, summary, width=sizes.width, **ids)
         assert self.library.d3llm_commit_host(ctypes.byref(params), self.threads) == 0
-        return report
+        return summary
 
 
 @dataclass(frozen=True)
@@ -111,20 +104,13 @@ class GpuCommit:
         config: ModelConfig,
         state: DecodingState,
         slots: Tensor,
-        shape: StepShape,
+        sizes: TensorSizes,
         chosen: Tensor,
         selected: Selected,
     ) -> Tensor:
-        return commit(
-            vars(state.settings),
-            vars(state.progress),
-            vars(selected),
-            slots,
-            chosen,
-            width=shape.width,
-            mask_id=config.mask_token_id,
-            family=config.family,
-        )
+        bound = BoundState(state.settings, state.progress)
+        ids = {"mask_id": config.mask_token_id, "family": config.family}
+        return commit(bound, selected, slots, chosen, width=sizes.width, **ids)
 
 
 # Random states
@@ -229,19 +215,19 @@ class Workload:
         self.dice.shuffle(picked)
         return picked
 
-    def shape(self, slots: Sequence[int], rows: int) -> StepShape:
+    def shape(self, slots: Sequence[int], rows: int) -> TensorSizes:
         """The sizes of a step, sometimes with room to spare, as in a graph's bucket."""
         width, blocks = self._widths(slots)
         spare = self.dice.choice([0, 0, 1, 9])
         longest = self.state.progress.canvas.shape[1]
         width, blocks = min(width + spare, longest), min(blocks + spare, longest + 1)
-        return StepShape(width, blocks, 0, rows + spare, ALGORITHMS, True)
+        return TensorSizes(len(slots), 0, rows + spare, width, blocks, ALGORITHMS, True)
 
-    def chosen(self, slots: Sequence[int], shape: StepShape) -> Tensor:
+    def chosen(self, slots: Sequence[int], sizes: TensorSizes) -> Tensor:
         """The candidates of ``slots`` as a step numbers them."""
-        flat = self.state.progress.candidates[torch.tensor(slots), : shape.width].flatten()
+        flat = self.state.progress.candidates[torch.tensor(slots), : sizes.width].flatten()
         places = flat.nonzero().flatten()
-        return torch.cat((places, torch.full((shape.rows - len(places),), len(flat))))
+        return torch.cat((places, torch.full((sizes.rows - len(places),), len(flat))))
 
     def count(self, slots: Sequence[int]) -> int:
         """Candidates of ``slots``."""
@@ -309,7 +295,7 @@ def copy_of(state: DecodingState, device: str = "cpu") -> DecodingState:
 def differences(state: DecodingState, wanted: DecodingState) -> list[str]:
     """Where any field of the progress differs in any slot."""
     found = []
-    for item in fields(Progress):
+    for item in fields(RequestProgress):
         got, want = getattr(state.progress, item.name), getattr(wanted.progress, item.name)
         unequal = (got.cpu() != want).reshape(len(want), -1).any(1)
         found += [f"{item.name} of slot {slot}" for slot in unequal.nonzero().flatten().tolist()]

@@ -13,6 +13,8 @@ from d3llm_trt.build.checkpoint import open_checkpoint
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec, ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
+from d3llm_trt.runtime.stepping.factory import make_stepper
+from d3llm_trt.runtime.stepping.policy import parse_policy
 from tests.support.golden_cases import GOLDEN
 
 
@@ -61,7 +63,7 @@ class Answer:
 
 def decode(engine: Engine, requests: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Answer]:
     """Decode all requests together, each in a slot of its own, until the last one is done."""
-    decoder = Decoder(engine)
+    decoder = decoder_over(engine)
     for slot, (prompt, params) in enumerate(requests):
         decoder.admit(slot, prompt, params)
     windows: list[list[int]] = [[] for _ in requests]
@@ -71,4 +73,10 @@ def decode(engine: Engine, requests: Sequence[tuple[Sequence[int], SamplingParam
             windows[slot].append(decoder.reports[slot].window_tokens)
         decoder.step(running)
         running = [slot for slot in running if not decoder.reports[slot].done]
-    return [Answer(*decoder.read(slot), windows[slot]) for slot in range(len(requests))]
+    canvases = decoder.read(range(len(requests)))
+    return [Answer(*canvas, taken) for canvas, taken in zip(canvases, windows, strict=True)]
+
+
+def decoder_over(engine: Engine, cuda_graphs: str | None = None) -> Decoder:
+    """A decoder with the steps that ``LLM`` would give the engine."""
+    return Decoder(make_stepper(engine, parse_policy(cuda_graphs)))

@@ -14,7 +14,7 @@ from d3llm_trt.manifest import MANIFEST_FILE, load_manifest, verify_files
 from d3llm_trt.serving.triton.fields import INPUTS, OUTPUTS, Field
 from d3llm_trt.settings import is_integer, require
 from d3llm_trt.workspaces import move_into_place, require_writable, workspace
-from d3llm_trt.write_errors import writing
+from d3llm_trt.write_errors import naming_causes
 
 VERSION, ENGINE_DIR = "1", "engine"
 MODEL_NAME, CONFIG_NAME = "model.py", "config.pbtxt"
@@ -76,7 +76,7 @@ def write_repository(
     if manifest.backend != "torch" and not options.gpus:
         raise ConfigError(f"gpus is (), but a {manifest.backend} plan needs an NVIDIA GPU; name one, as in --gpus 0")
     model = output / options.name
-    with writing(model, ConfigError, ELSEWHERE):
+    with naming_causes(model, ConfigError, ELSEWHERE):
         _check_target(model, overwrite)
         require_writable(output)
         verify_files(engine, manifest)

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from d3llm_trt.build.engine_dir import publish
+from d3llm_trt.build.engine_dir import publish, writing
 from d3llm_trt.build.weights_file import is_finite, write_weights
-from d3llm_trt.config import BuildConfig
+from d3llm_trt.config import BuildConfig, EngineConfig
+from d3llm_trt.dtypes import HALF, dtype_name
 from d3llm_trt.errors import BuildError
 from d3llm_trt.manifest import WEIGHTS_FILE, Manifest, write_manifest
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.settings import require
 from d3llm_trt.version import __version__
-from d3llm_trt.write_errors import writing
 
 
 def write_engine(
@@ -31,29 +31,26 @@ def write_engine(
 
     Raises ConfigError or BuildError; ``engine_dir`` is then what it was before.
     """
-    settings = _resolved(config, weights, build_config or BuildConfig())
+    settings = _settings(config, weights, build_config or BuildConfig())
+    _check(packed_tensors(config, settings.dtype, settings.quantization), weights, settings.dtype)
     target = Path(engine_dir)
-    with writing(target, BuildError, "choose another directory"):
+    with writing(target):
         return publish(target, lambda path: _write(path, config, weights, settings))
 
 
-def _resolved(config: ModelConfig, weights: Mapping[str, Tensor], given: BuildConfig) -> BuildConfig:
-    require(given.backend == "torch", "backend", given.backend, "torch for an engine that is only weights")
-    prompts = given.calibration_prompts
+def _settings(config: ModelConfig, weights: Mapping[str, Tensor], asked: BuildConfig) -> EngineConfig:
+    require(asked.backend == "torch", "backend", asked.backend, "torch for an engine that is only weights")
+    prompts = asked.calibration_prompts
     require(prompts is None, "calibration_prompts", prompts, "None: the weights come with their scales")
-    dtypes = [_dtype(weights[name]) for name in ("embedding.weight",) if name in weights]
-    return given.resolved(config.max_position_embeddings, *(dtypes or ["bfloat16"]))
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    dtype = dtype_name(weights["embedding.weight"].dtype) if "embedding.weight" in weights else HALF[0]
+    return asked.resolved(config.max_position_embeddings, dtype)
 
 
 def _check(forms: Mapping[str, TensorForm], weights: Mapping[str, Tensor], dtype: str) -> None:
     if different := sorted(forms.keys() ^ weights.keys()):
         raise BuildError(f"tensor {different[0]} is missing, or not part of a {dtype} network")
     for name, form in forms.items():
-        found = TensorForm(tuple(weights[name].shape), _dtype(weights[name]))
+        found = TensorForm(tuple(weights[name].shape), dtype_name(weights[name].dtype))
         if found != form:
             wanted = f"{form.dtype} {[*form.shape]}"
             raise BuildError(f"tensor {name} is {found.dtype} {[*found.shape]}; allowed: {wanted}")
@@ -63,9 +60,8 @@ def _check(forms: Mapping[str, TensorForm], weights: Mapping[str, Tensor], dtype
             raise BuildError(f"tensor {name} is {float(weights[name]):g}; allowed: above 0")
 
 
-def _write(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], settings: BuildConfig) -> None:
+def _write(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], settings: EngineConfig) -> None:
     forms = packed_tensors(config, settings.dtype, settings.quantization)
-    _check(forms, weights, settings.dtype)
     # One at a time, so that weights on a GPU are never in the host's memory together.
     facts = write_weights(path / WEIGHTS_FILE, forms, ((name, weights[name].cpu()) for name in forms))
     manifest = Manifest(

@@ -1,0 +1,21 @@
+"""GPUs by compute capability: the oldest that is supported, the oldest for a precision, those of TensorRT for RTX."""
+
+from __future__ import annotations
+
+AMPERE = OLDEST_GPU = (8, 0)
+# What a GPU must be at least for a precision, as TensorRT for RTX compiles it.
+OLDEST_FOR = {"fp8": (8, 9), "bfloat16": (8, 0), "float32": (8, 0), "float16": (7, 5)}
+# GPUs that TensorRT for RTX builds plans for, and those that it builds them for by default.
+RTX_SUPPORTED = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+RTX_DEFAULT = ("8.6", "8.9", "12.0")
+
+
+def capability_name(capability: tuple[int, int]) -> str:
+    """``(8, 9)`` as "8.9"."""
+    return ".".join(map(str, capability))
+
+
+def rtx_capabilities(precision: str) -> list[str]:
+    """GPUs that TensorRT for RTX builds plans of ``precision`` for: a quantization or a dtype."""
+    oldest = OLDEST_FOR[precision]
+    return [name for name in RTX_SUPPORTED if tuple(map(int, name.split("."))) >= oldest]
