@@ -20,7 +20,8 @@ class RequestSettings:
     """What each request asked for, ``[B]`` each; does not change while it is decoded.
 
     ``algorithm`` indexes ``ALGORITHMS``; ``eos_id`` is NO_TOKEN without early stop; ``threshold`` is infinite where
-    there is none; ``steps_per_block`` is 0 for one token per pass; ``refresh_interval`` is 0 for never.
+    there is none; ``steps_per_block`` is 0 for one token per pass; ``refresh_interval`` is 0 for never, and
+    ``window_ahead`` negative where windows run to the end.
     """
 
     algorithm: Tensor = field(metadata=INT64)
@@ -37,6 +38,9 @@ class RequestSettings:
     cached: Tensor = field(metadata=BOOL)
     cache_delay: Tensor = field(metadata=INT64)
     refresh_interval: Tensor = field(metadata=INT64)
+    full_settling: Tensor = field(metadata=BOOL)
+    window_ahead: Tensor = field(metadata=INT64)
+    published_shift: Tensor = field(metadata=BOOL)
     steps_per_block: Tensor = field(metadata=INT64)
     temperature: Tensor = field(metadata=FLOAT32)
     seed: Tensor = field(metadata=INT64)
@@ -50,7 +54,7 @@ class RequestProgress:
     the next pass may commit. ``active``, ``block_cached`` and ``done_pass`` are ``[B, L + 1]`` by block, the prompt
     being block 0 and no block shorter than one position. The rest is ``[B]``: ``opened`` generated blocks of which the
     current one was opened after ``opened_pass`` passes; the next pass computes positions
-    ``[window_start, live_length)``; K/V of ``[0, cache_length)`` stay valid after it.
+    ``[window_start, window_end)``, which attend to ``[0, live_length)``; K/V of ``[0, cache_length)`` stay valid after it.
     """
 
     canvas: Tensor = field(metadata=INT64 | BY_POSITION)
@@ -62,6 +66,7 @@ class RequestProgress:
     opened: Tensor = field(metadata=INT64)
     opened_pass: Tensor = field(metadata=INT64)
     window_start: Tensor = field(metadata=INT64)
+    window_end: Tensor = field(metadata=INT64)
     live_length: Tensor = field(metadata=INT64)
     cache_length: Tensor = field(metadata=INT64)
     passes: Tensor = field(metadata=INT64)

@@ -129,6 +129,9 @@ D3LLM_API d3llm_status d3llm_select(const d3llm_select_params* params, void* str
   FIELD(uint8_t, cached)                 \
   FIELD(int64_t, cache_delay)            \
   FIELD(int64_t, refresh_interval)       \
+  FIELD(uint8_t, full_settling)          \
+  FIELD(int64_t, window_ahead)           \
+  FIELD(uint8_t, published_shift)        \
   FIELD(int64_t, steps_per_block)        \
   FIELD(float, temperature)              \
   FIELD(int64_t, seed)
@@ -146,6 +149,7 @@ D3LLM_API d3llm_status d3llm_select(const d3llm_select_params* params, void* str
   FIELD(int64_t, opened)       \
   FIELD(int64_t, opened_pass)  \
   FIELD(int64_t, window_start) \
+  FIELD(int64_t, window_end)   \
   FIELD(int64_t, live_length)  \
   FIELD(int64_t, cache_length) \
   FIELD(int64_t, passes)       \

@@ -172,6 +172,7 @@ D3LLM_DEVICE Reach open_blocks(Team& team, Request& request, MaskCounts<Team>& c
   if (request.opened != before) request.opened_pass = request.passes;
   request.done = request.failed || !asked.masked;
   request.live_length = request.algorithm == kEntropyThreshold ? request.end_of(request.opened) : request.length;
+  request.window_end = request.live_length;
   if (request.algorithm == kEntropyThreshold || request.algorithm == kLowConfidence)
     return {request.end_of(request.opened), 0};
   Reach mine;
@@ -236,19 +237,26 @@ struct Growth {
   }
 };
 
-// Chooses the window of the next pass. Every pass writes the K/V of its window: to cache a block is to start behind it.
+// Chooses the window of the next pass. Every pass writes the K/V of its window: to cache a block is to start behind it,
+// and far masks are left out by an earlier end. Dream's row before the first one scores that one (spec B.8a).
 template <class Team>
 D3LLM_DEVICE void plan_window(Team& team, Request& request, MaskCounts<Team>& counts, int unfinished) {
   const int young = first_young(team, request, unfinished);
   Growth growth;
   counts.for_each([&](const Block& block) { growth.add(request, block, unfinished, young); });
   growth = team.reduce(growth);
-  const bool grows = growth.end > request.cache_length;
+  const bool grows = request.cached && growth.end > request.cache_length;
   const uint32_t interval = request.refresh_interval, number = static_cast<uint32_t>(request.passes + 1);
   const bool refresh = interval > 0 && number % interval == 0;
-  const bool reuse = request.cached && (grows || !(growth.settling || refresh));
-  request.window_start = reuse ? request.cache_length : 0;
-  if (request.cached && grows) request.cache_length = growth.end;
+  const bool settles = request.cached && request.full_settling && growth.settling;
+  const bool full = number == 1 || (!grows && (refresh || settles));
+  const bool earlier = request.family == kDream && !request.published_shift && request.cache_length > 0;
+  request.window_start = full ? 0 : request.cache_length - earlier;
+  if (!full && request.window_ahead >= 0) {
+    const int64_t ahead = smaller<int64_t>(request.window_ahead, request.length) * request.block_size;
+    request.window_end = static_cast<int>(smaller<int64_t>(request.end_of(request.opened) + ahead, request.length));
+  }
+  if (grows) request.cache_length = growth.end;
 }
 
 // Marks what the next pass may commit, in all `width` positions of the step; returns how many.

@@ -50,6 +50,9 @@ struct Request {
   double decoded_token_threshold;
   int64_t cache_delay;
   int refresh_interval;
+  bool full_settling;
+  int64_t window_ahead;  // blocks behind the last opened one, negative for all
+  bool published_shift;
   int steps_per_block;
 
   int64_t* canvas;
@@ -60,6 +63,7 @@ struct Request {
   int64_t* done_pass;
   int opened;
   int window_start;
+  int window_end;
   int live_length;
   int cache_length;
   int64_t opened_pass;
@@ -105,6 +109,9 @@ D3LLM_DEVICE void read_settings(const d3llm_commit_params& params, int64_t slot,
   request.decoded_token_threshold = settings.decoded_token_threshold[slot];
   request.cache_delay = settings.cache_delay[slot];
   request.refresh_interval = static_cast<int>(settings.refresh_interval[slot]);
+  request.full_settling = settings.full_settling[slot] != 0;
+  request.window_ahead = settings.window_ahead[slot];
+  request.published_shift = settings.published_shift[slot] != 0;
   request.steps_per_block = static_cast<int>(settings.steps_per_block[slot]);
 }
 
@@ -119,6 +126,7 @@ D3LLM_DEVICE void read_progress(const d3llm_commit_params& params, int64_t slot,
   request.done_pass = progress.done_pass + by_block;
   request.opened = static_cast<int>(progress.opened[slot]);
   request.window_start = static_cast<int>(progress.window_start[slot]);
+  request.window_end = static_cast<int>(progress.window_end[slot]);
   request.live_length = static_cast<int>(progress.live_length[slot]);
   request.cache_length = static_cast<int>(progress.cache_length[slot]);
   request.opened_pass = progress.opened_pass[slot];
@@ -132,6 +140,7 @@ D3LLM_DEVICE void store_progress(const d3llm_commit_params& params, int64_t slot
   progress.opened[slot] = request.opened;
   progress.opened_pass[slot] = request.opened_pass;
   progress.window_start[slot] = request.window_start;
+  progress.window_end[slot] = request.window_end;
   progress.live_length[slot] = request.live_length;
   progress.cache_length[slot] = request.cache_length;
   progress.passes[slot] = request.passes;
@@ -143,7 +152,7 @@ D3LLM_DEVICE void store_summary(int64_t* summary, const Request& request, int nu
   summary[0] = request.done;
   summary[1] = request.failed;
   summary[2] = request.passes;
-  summary[3] = request.live_length - request.window_start;
+  summary[3] = request.window_end - request.window_start;
   summary[4] = num_candidates;
 }
 

@@ -10,16 +10,17 @@ constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 constexpr float kNoEps = 1e-12f;
 
-// A request's window [start, end); empty for a slot that does not exist.
+// A request's window [start, end), which attends to [0, length); empty for a slot that does not exist.
 struct Window {
-  int64_t slot, start, end;
+  int64_t slot, start, end, length;
 };
 
 __device__ Window window_of(const d3llm_gather_params& params, int64_t entry) {
   const int64_t slot = params.slots[entry];
-  if (slot < 0 || slot >= params.num_slots) return {0, 0, 0};
-  const int64_t end = min(max(params.progress.live_length[slot], int64_t{0}), params.width);
-  return {slot, min(max(params.progress.window_start[slot], int64_t{0}), end), end};
+  if (slot < 0 || slot >= params.num_slots) return {0, 0, 0, 0};
+  const int64_t length = min(max(params.progress.live_length[slot], int64_t{0}), params.width);
+  const int64_t end = min(max(params.progress.window_end[slot], int64_t{0}), length);
+  return {slot, min(max(params.progress.window_start[slot], int64_t{0}), end), end, length};
 }
 
 __device__ bool is_candidate(const d3llm_gather_params& params, const Window& window, int64_t position) {
@@ -86,7 +87,7 @@ __device__ void gather_window(const d3llm_gather_params& params, int64_t entry, 
   const Window window = window_of(params, entry);
   if (threadIdx.x == 0) {
     params.cu_window[entry] = min(offsets.tokens, params.tokens);
-    params.kv_lengths[entry] = window.end;
+    params.kv_lengths[entry] = window.length;
   }
   const int64_t* canvas = params.progress.canvas + window.slot * params.max_seq_len;
   const auto& settings = params.settings;

@@ -114,6 +114,7 @@ def plan_pass(
         opened_pass=torch.where(opening.opened == progress.opened, progress.opened_pass, progress.passes),
         active=opening.active,
         live_length=opening.live_length,
+        window_end=opening.live_length,
         done=progress.failed | ~blocks.masked.any(1),
     )
     if "MultiBlock" in algorithms:
@@ -195,7 +196,7 @@ def _dense(chosen: Tensor, values: Tensor, shape: torch.Size, elsewhere: float) 
 
 def summarize(progress: RequestProgress) -> Tensor:
     """What the host needs to know, ``[B, 5]``, in one tensor so that it takes one copy."""
-    window = progress.live_length - progress.window_start
+    window = progress.window_end - progress.window_start
     parts = (progress.done, progress.failed, progress.passes, window, progress.candidates.sum(1))
     return torch.stack([part.long() for part in parts], dim=1)
 

@@ -91,7 +91,7 @@ def _gather(
 ) -> ForwardBatch:
     """The packed windows of all requests, and the rows that score the ``chosen`` positions."""
     start, (batch, width) = progress.window_start, progress.canvas.shape
-    edges = torch.nn.functional.pad((progress.live_length - start).cumsum(0), (1, 0))
+    edges = torch.nn.functional.pad((progress.window_end - start).cumsum(0), (1, 0))
     row = torch.arange(tokens, device=slots.device)
     owner = torch.searchsorted(edges[1:], row, right=True).clamp(max=batch - 1)
     positions = (row - edges[owner] + start[owner]).clamp(max=width - 1)

@@ -194,6 +194,7 @@ class Workload:
             ends = dice.choice([0, length, dice.randint(0, length)]), dice.randint(0, length)
             progress.cache_length[slot] = max(ends)
             progress.window_start[slot] = min(ends)
+            progress.window_end[slot] = length
             progress.failed[slot] = dice.random() < 0.05
 
     def _rolled(self, count: int, sides: int) -> Tensor:
@@ -265,7 +266,14 @@ def _random_decoding(dice: random.Random, tokens: int) -> DecodingConfig:
     size = dice.choice([1, 2, 3, 5, 8, 10, 16, 20, 31, 32, 64, 1 << 30])
     own: dict[str, Any] = {}
     if algorithm == "MultiBlock" and dice.random() < 0.7:
-        own = {"cache_delay_iter": dice.randint(0, 4), "refresh_interval": dice.choice([None, 1, 2, 3, 7])}
+        own = {
+            "cache_delay_iter": dice.randint(0, 4),
+            "refresh_interval": dice.choice([None, 1, 2, 3, 7]),
+            "full_settling": dice.random() < 0.5,
+            "published_shift": dice.random() < 0.5,
+        }
+    if algorithm == "MultiBlock" and dice.random() < 0.6:
+        own["window_ahead"] = dice.choice([0, 0, 1, 2, 1 << 30])
     blocks = -(-tokens // size)
     if algorithm == "LowConfidence" and dice.random() < 0.6:
         own = {"steps": blocks * dice.randint(1, tokens // blocks)}
