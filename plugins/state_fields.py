@@ -54,7 +54,7 @@ class RequestProgress:
     the next pass may commit. ``active``, ``block_cached`` and ``done_pass`` are ``[B, L + 1]`` by block, the prompt
     being block 0 and no block shorter than one position. The rest is ``[B]``: ``opened`` generated blocks of which the
     current one was opened after ``opened_pass`` passes; the next pass computes positions
-    ``[window_start, window_end)``, which attend to ``[0, live_length)``; K/V of ``[0, cache_length)`` stay valid after it.
+    ``[window_start, window_end)``, which attend to ``[0, live_length)``; K/V of ``[0, cache_length)`` stay valid.
     """
 
     canvas: Tensor = field(metadata=INT64 | BY_POSITION)

@@ -41,6 +41,8 @@ from tests.support.tiny_models import ROOT
 STATES = 10_000
 MODELS = ("llada_tiny", "dream_tiny")
 
+SETTINGS = len(Settings._fields_)
+
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
@@ -178,10 +180,15 @@ def test_tensors_that_do_not_fit_are_named(library: ctypes.CDLL) -> None:
         ({"width": 65}, "commit: width is 65; allowed: 1 to 64"),
         ({"family": 2}, r"commit: family is 2; allowed: 0 \(LLaDA\), 1 \(Dream\)"),
         ({}, "commit: algorithm is NULL"),
-        ({"settings": Settings(*[8] * 17)}, "commit: canvas is NULL"),
-        ({"settings": Settings(*[8] * 6, 2, *[8] * 10)}, "commit: threshold is not aligned to 4 bytes"),
+        ({"settings": Settings(*[8] * SETTINGS)}, "commit: canvas is NULL"),
+        ({"settings": Settings(*[8] * 6, 2, *[8] * (SETTINGS - 7))}, "commit: threshold is not aligned to 4 bytes"),
         (
-            {"settings": Settings(*[8] * 17), "progress": Progress(*[8] * 14), "slots": 8, "summary": 8},
+            {
+                "settings": Settings(*[8] * SETTINGS),
+                "progress": Progress(*[8] * len(Progress._fields_)),
+                "slots": 8,
+                "summary": 8,
+            },
             "chosen is NULL",
         ),
     ],
