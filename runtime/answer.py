@@ -16,12 +16,11 @@ from d3llm_trt.tokenizer import Tokenizer
 class Answer:
     """Turns canvases of one request into outputs. What it showed once, it never takes back."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None, eos_id: int) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, end_ids: Sequence[int]) -> None:
         self._request = request
         self._tokenizer = tokenizer
         self._text = None if tokenizer is None else IncrementalText(tokenizer)
-        end_id = request.params.end_id
-        self._end_id = None if request.params.ignore_eos else eos_id if end_id is None else end_id
+        self._end_ids = frozenset(end_ids)
         self._pass_times: list[float] = []
         self._shown = 0
 
@@ -35,26 +34,34 @@ class Answer:
         request = self._request
         return request.stream or request.canvas or bool(request.params.stop_strings)
 
-    def output(self, canvas: Sequence[int], steps: Sequence[int], *, done: bool) -> RequestOutput:
+    def output(
+        self, canvas: Sequence[int], steps: Sequence[int], *, done: bool, logprobs: Sequence[float] | None = None
+    ) -> RequestOutput:
         """The committed prefix of the answer; all of it if ``done``. Finished too once a stop string is in its text."""
         prompt = len(self._request.prompt_token_ids)
         ids, commit_steps = list(canvas[prompt:]), list(steps[prompt:])
         count = commit_steps.index(MASKED) if MASKED in commit_steps else len(ids)
-        ended = self._end_id is not None and self._end_id in ids[:count]
-        if ended:
-            count = ids.index(self._end_id) + 1  # type: ignore[arg-type]
+        end = next((index for index, token_id in enumerate(ids[:count]) if token_id in self._end_ids), None)
+        ended, stopped_by_id = end is not None, None
+        if end is not None:
+            count = end + 1
+            stopped_by_id = ids[end] if ids[end] in self._request.params.stop_token_ids else None
         whole = done or ended
         text, stopped_by = self._stopped(self._decode(ids[:count], whole), whole)
         if stopped_by is not None:
             count = self._shortest_with(ids[:count], stopped_by)
         reason = "stop" if ended or stopped_by is not None else "length" if done else None
         finished = done or stopped_by is not None
+        told = None if logprobs is None else list(logprobs[prompt : prompt + count])
         completion = CompletionOutput(
             text=text,
             token_ids=ids[:count],
             commit_steps=commit_steps[:count],
             finish_reason=reason if finished else None,
-            stop_reason=stopped_by,
+            stop_reason=stopped_by or stopped_by_id,
+            seed=self._request.params.seed,
+            logprobs=told,
+            cumulative_logprob=None if told is None else sum(told),
         )
         return self._output(completion, canvas, steps, finished)
 
@@ -85,7 +92,7 @@ class Answer:
 
     def _metrics(self, completion: CompletionOutput) -> RequestMetrics:
         passes, start = len(self._pass_times), self._request.submitted
-        ends = completion.token_ids[-1:] == [self._end_id]
+        ends = not self._end_ids.isdisjoint(completion.token_ids[-1:])
         tokens = len(completion.token_ids) - ends
         first = completion.commit_steps[0] if completion.commit_steps else None
         return RequestMetrics(
