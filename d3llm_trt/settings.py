@@ -33,6 +33,14 @@ def is_number(value: object) -> bool:
         return False
 
 
+def make_plain(settings: object) -> None:
+    """Replace numbers that numpy or torch holds by Python's own, in a dataclass that is being made."""
+    for item in fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, item.name)
+        if getattr(value, "shape", None) == ():
+            object.__setattr__(settings, item.name, value.item())
+
+
 def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
     """Build the dataclass ``cls`` from ``values``. Raises ConfigError on an unknown key, and where one is missing."""
     items = fields(cls)  # type: ignore[arg-type]

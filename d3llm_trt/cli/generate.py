@@ -73,7 +73,7 @@ def decoding_options(command: Command) -> Command:
 @click.option("--system", metavar="TEXT", help="System message of every chat.")
 @click.option("--max-tokens", type=int, default=256, help="Positions to generate.")
 @click.option("--temperature", type=float, default=0.0, help="0 takes the most likely tokens.")
-@click.option("--seed", type=int, default=0, help="Of the sampling at temperatures above 0.")
+@click.option("--seed", type=int, help="Of the sampling at temperatures above 0.", show_default="drawn anew")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Return all positions.")
 @click.option("--end-id", type=int, help="Token id that ends an answer.", show_default="the checkpoint's")

@@ -36,7 +36,8 @@ struct Block {
 template <class Team>
 class MaskCounts {
  public:
-  D3LLM_DEVICE MaskCounts(Team& team, const Request& request) : team_(team), request_(request) {}
+  D3LLM_DEVICE MaskCounts(Team& team, const Request& request, int* counters)
+      : team_(team), request_(request), counters_(counters) {}
 
   // Calls visit(block) for all blocks, the prompt too. The same member gets the same block every time.
   template <class Visit>
@@ -45,7 +46,7 @@ class MaskCounts {
       count(first);
       const int number = first + team_.rank();
       if (number > request_.num_blocks) continue;
-      const int* masks = team_.counts() + team_.rank() + 1;
+      const int* masks = counters_ + team_.rank() + 1;
       visit(Block{number, masks[0], number == 0 ? masks[0] : masks[-1]});
     }
   }
@@ -53,30 +54,30 @@ class MaskCounts {
  private:
   D3LLM_DEVICE void count(int first) {
     if (counted_ == first) return;
-    int* counts = team_.counts();
     if (counted_ != kNowhere) team_.sync();
     counted_ = first;
-    for (int i = team_.rank(); i <= team_.size(); i += team_.size()) counts[i] = 0;
+    for (int i = team_.rank(); i <= team_.size(); i += team_.size()) counters_[i] = 0;
     team_.sync();
     const int last =
         static_cast<int>(smaller<int64_t>(static_cast<int64_t>(first) + team_.size() - 1, request_.num_blocks));
     const int end = request_.end_of(last);
     for (int at = request_.start_of(larger(first - 1, 0)) + team_.rank(); at < end; at += team_.size())
-      if (request_.masked(at)) team_.add_one(counts + request_.block_at(at) - first + 1);
+      if (request_.masked(at)) team_.add(counters_ + request_.block_at(at) - first + 1, 1);
     team_.sync();
   }
 
   Team& team_;
   const Request& request_;
+  int* counters_;
   int counted_ = kNowhere;
 };
 
-// Position of the first generated EOS that ends the answer.
+// Position of the first generated token that ends the answer; of any of its end ids, which here count as EOS.
 template <class Team>
 D3LLM_DEVICE int first_eos(Team& team, const Request& request) {
   First mine;
   for (int at = request.prompt + team.rank(); at < request.length; at += team.size()) {
-    if (request.canvas[at] != request.eos_id) continue;
+    if (!request.ends_with(request.canvas[at])) continue;
     mine.position = at;
     break;
   }
@@ -274,10 +275,10 @@ D3LLM_DEVICE int mark_candidates(Team& team, const Request& request, int width, 
 
 // Returns the number of candidates of the next pass.
 template <class Team>
-D3LLM_DEVICE int plan(Team& team, Request& request, int width) {
+D3LLM_DEVICE int plan(Team& team, Request& request, int width, int* counters) {
   const int eos = first_eos(team, request);
   end_at_eos(team, request, eos);
-  MaskCounts<Team> counts(team, request);
+  MaskCounts<Team> counts(team, request, counters);
   const Reach reach = open_blocks(team, request, counts, eos);
   if (request.algorithm == kMultiBlock) plan_window(team, request, counts, reach.unfinished);
   return mark_candidates(team, request, width, reach.limit);

@@ -1,16 +1,8 @@
 // One request as the commit kernel sees it: its settings, its rows of the state, and the arithmetic of its blocks.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-
 #include "d3llm_kernels.h"
-
-#ifdef __CUDACC__
-#define D3LLM_DEVICE __device__ __forceinline__
-#else
-#define D3LLM_DEVICE inline
-#endif
+#include "team.h"
 
 namespace d3llm {
 namespace commit {
@@ -22,16 +14,6 @@ constexpr int64_t kMasked = 0;       // in commit_steps
 enum Algorithm : int { kFullAttnMultiBlock, kEntropyThreshold, kMultiBlock, kLowConfidence };
 enum Family : int { kLlada, kDream };
 
-template <class T>
-D3LLM_DEVICE T smaller(T a, T b) {
-  return b < a ? b : a;
-}
-
-template <class T>
-D3LLM_DEVICE T larger(T a, T b) {
-  return a < b ? b : a;
-}
-
 // Block 0 is the prompt. Everybody in a team holds the same copy; scalars of the progress change in it and are stored
 // once, at the end of the step.
 struct Request {
@@ -42,7 +24,9 @@ struct Request {
   int block_size;
   int num_blocks;
   int64_t mask_id;
-  int64_t eos_id;
+  int64_t eos_id;          // what stands behind the end of the answer; negative without early stop
+  int64_t end_id;          // the first of those that end it
+  const int64_t* end_ids;  // all of them, or NULL where the first is the only one
   float threshold;
   bool by_quota;
   bool cached;
@@ -57,6 +41,7 @@ struct Request {
 
   int64_t* canvas;
   int64_t* commit_steps;
+  float* logprobs;
   uint8_t* candidates;
   uint8_t* active;
   uint8_t* block_cached;
@@ -84,6 +69,13 @@ struct Request {
 
   D3LLM_DEVICE bool masked(int position) const { return canvas[position] == mask_id; }
 
+  D3LLM_DEVICE bool ends_with(int64_t token) const {
+    if (token == end_id || end_ids == nullptr) return token == end_id;
+    for (int i = 1; i < D3LLM_END_IDS && end_ids[i] >= 0; ++i)
+      if (end_ids[i] == token) return true;
+    return false;
+  }
+
   // The share of a block that is decoded; in this order in float64, as the published decoders have it.
   D3LLM_DEVICE double share_of(int block, int masks) const {
     const int size = end_of(block) - start_of(block);
@@ -102,6 +94,9 @@ D3LLM_DEVICE void read_settings(const d3llm_commit_params& params, int64_t slot,
   request.block_size = static_cast<int>(smaller<int64_t>(larger<int64_t>(settings.block_size[slot], 1), INT32_MAX));
   request.num_blocks = static_cast<int>(smaller(larger<int64_t>(settings.num_blocks[slot], 0), params.max_seq_len));
   request.eos_id = settings.eos_id[slot];
+  const int64_t* end_ids = settings.end_ids + slot * D3LLM_END_IDS;
+  request.end_id = request.eos_id < 0 ? request.eos_id : end_ids[0];
+  request.end_ids = request.eos_id < 0 || end_ids[1] < 0 ? nullptr : end_ids;
   request.threshold = settings.threshold[slot];
   request.by_quota = settings.by_quota[slot] != 0;
   request.cached = settings.cached[slot] != 0;
@@ -120,6 +115,7 @@ D3LLM_DEVICE void read_progress(const d3llm_commit_params& params, int64_t slot,
   const int64_t by_position = slot * params.max_seq_len, by_block = slot * (params.max_seq_len + 1);
   request.canvas = progress.canvas + by_position;
   request.commit_steps = progress.commit_steps + by_position;
+  request.logprobs = progress.logprobs + by_position;
   request.candidates = progress.candidates + by_position;
   request.active = progress.active + by_block;
   request.block_cached = progress.block_cached + by_block;

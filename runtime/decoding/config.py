@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.model.config import Family
-from d3llm_trt.settings import from_mapping, is_integer, is_number, read_settings_file, require
+from d3llm_trt.settings import from_mapping, is_integer, is_number, make_plain, read_settings_file, require
 
 ALGORITHMS = ("FullAttnMultiBlock", "EntropyThreshold", "MultiBlock", "LowConfidence")
 AUTO: Literal["auto"] = "auto"
@@ -65,6 +65,7 @@ class DecodingConfig:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
         require(_in_range(self.block_size, 1), "block_size", self.block_size, f"an integer in 1..{LARGEST}")
         require(
@@ -109,8 +110,8 @@ class DecodingConfig:
         return replace(self, **changes)
 
     def num_blocks(self, max_tokens: int) -> int:
-        """Blocks of an answer of ``max_tokens`` positions."""
-        return math.ceil(max_tokens / self.block_size)
+        """Blocks of an answer of ``max_tokens`` positions; an empty answer is one empty block."""
+        return max(1, math.ceil(max_tokens / self.block_size))
 
     def steps_per_block(self, max_tokens: int) -> int:
         """Passes for each block of an answer, or 0 for one token per pass.
