@@ -58,6 +58,7 @@ def select_table() -> str:
     rows = [
         ("select, 256 rows of 126,464 in bfloat16", f"{select['select_us']:.1f}"),
         ("select with sampling", f"{select['select_sampling_us']:.1f}"),
+        *((f"select with {limits}", f"{time:.1f}") for limits, time in select.get("select_limited_us", {}).items()),
         ("select, 32 rows", f"{select['select_32_rows_us']:.1f}"),
         ("select and commit", f"{select['select_and_commit_us']:.1f}"),
         ("select in torch", f"{select['torch_select_us']:.0f}"),

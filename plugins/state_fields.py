@@ -90,7 +90,7 @@ def dtype_of(item: Field[Any]) -> torch.dtype:
 
 
 def extent_of(item: Field[Any]) -> Extent:
-    """What a field of either class has values for in each slot: the slot, its end ids, positions or blocks."""
+    """What one field of either class has a value for in each slot: its end ids, positions, blocks or itself."""
     extent: Extent = item.metadata["per"]
     return extent
 

@@ -38,7 +38,7 @@ D3LLM_DEVICE float exact_log(float x) {
   constexpr int32_t kLeastMantissa = 0x3F330000;  // 0.699, as a float
   const auto bits = static_cast<int32_t>(bits_of(x));
   const int32_t power = (bits - kLeastMantissa) >> 23;
-  const float r = plus(float_of(bits - (power << 23)), -1.0f);
+  const float r = plus(float_of(bits - power * (1 << 23)), -1.0f);
   return plus(times(static_cast<float>(power), kLn2), times(polynomial(kTerms, r), r));
 }
 

@@ -7,10 +7,7 @@ several threads that it waits where it must.
 from __future__ import annotations
 
 import ctypes
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,8 +31,7 @@ from tests.support.commit_states import (
 )
 from tests.support.engines import cpu_engine, decode
 from tests.support.golden_cases import GOLDEN, read_cases
-from tests.support.host_library import build_host_library, compiler
-from tests.support.tiny_models import ROOT
+from tests.support.host_library import build_host_library, run_under_thread_sanitizer
 
 STATES = 10_000
 MODELS = ("llada_tiny", "dream_tiny")
@@ -136,19 +132,11 @@ def test_unknown_and_repeated_slots(library: ctypes.CDLL) -> None:
 
 
 def test_threads_never_race(tmp_path: Path) -> None:
-    """The same comparison under ThreadSanitizer, which must be loaded before Python itself."""
-    sanitizer = subprocess.run([compiler(), "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
-    if not Path(sanitizer.stdout.strip()).is_absolute():
-        pytest.skip("needs the compiler's ThreadSanitizer")
-    target = build_host_library("commit_host", tmp_path, "-fsanitize=thread", "-g")
     script = (
         "import ctypes, sys\nfrom tests.plugins import test_commit as t\nfrom tests.support import commit_states as s\n"
         "print(t.compare_states(s.HostCommit(ctypes.CDLL(sys.argv[1]), 3), batches=6, slots=8))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": sanitizer.stdout.strip()}
-    run = subprocess.run([sys.executable, "-c", script, str(target)], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert int(run.stdout) > 300
+    assert int(run_under_thread_sanitizer("commit_host", tmp_path, script)) > 300
 
 
 # Arguments

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,8 @@ from torch import Tensor
 from d3llm_trt.plugins.gumbel import UNIFORM_BITS, SampleKeys, gumbel_of_bits, gumbel_of_words
 from d3llm_trt.plugins.nucleus import Limits, kept_tokens
 from d3llm_trt.plugins.reference import select
-from tests.support.host_library import build_host_library, compiler
+from tests.support.host_library import build_host_library, run_under_thread_sanitizer
 from tests.support.sampling import KINDS, HostSelect, Sampling, chi_square_excess, exact_probabilities
-from tests.support.tiny_models import ROOT
 
 DRAWS = 1_000_000
 VOCAB, MASK = 17, 4
@@ -183,15 +179,8 @@ def test_the_kernels_choice_is_the_same(library: ctypes.CDLL, threads: int) -> N
 
 
 def test_threads_never_race(tmp_path: Path) -> None:
-    """The same under ThreadSanitizer, which must be loaded before Python itself."""
-    sanitizer = subprocess.run([compiler(), "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
-    if not Path(sanitizer.stdout.strip()).is_absolute():
-        pytest.skip("needs the compiler's ThreadSanitizer")
-    target = build_host_library("select_host", tmp_path, "-fsanitize=thread", "-g")
     script = (
         "import ctypes, sys\nfrom tests.plugins import test_sampling as t\n"
         "t.compare_kinds(ctypes.CDLL(sys.argv[1]), 3, (7, 1100))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": sanitizer.stdout.strip()}
-    run = subprocess.run([sys.executable, "-c", script, str(target)], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_under_thread_sanitizer("select_host", tmp_path, script)
