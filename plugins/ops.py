@@ -15,40 +15,12 @@ from torch import Tensor
 
 from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins import library, reference
-from d3llm_trt.plugins.c_structs import (
-    AttentionParams,
-    RmsNormParams,
-    SelectParams,
-    SiluMulParams,
-)
+from d3llm_trt.plugins.c_structs import AttentionParams, RmsNormParams, SelectParams, SiluMulParams
 from d3llm_trt.plugins.tensors import address, dtype_code, launch
 
 HALF = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 128)
 MOST_HIDDEN = 16384
-
-_new_library: Any = torch.library.Library  # torch does not type it
-_library = _new_library("d3llm", "FRAGMENT")
-_library.define(
-    "window_attention(Tensor qkv, Tensor(a!) kv_cache, Tensor positions, Tensor cu_window, Tensor kv_lengths, "
-    "Tensor slots, Tensor cos, Tensor sin, Tensor? out_scale=None) -> Tensor"
-)
-_library.define(
-    "select(Tensor logits, int mask_id, Tensor entropy_eps, Tensor? temperature=None, Tensor? seed=None, "
-    "Tensor? position=None, Tensor? number=None) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define("rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor")
-_library.define(
-    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)"
-)
-_library.define("silu_mul(Tensor gate_up, Tensor? out_scale=None) -> Tensor")
-
-# What to call: as the functions of the same name in reference.py; select takes the fields of SampleKeys.
-window_attention = torch.ops.d3llm.window_attention.default
-select = torch.ops.d3llm.select.default
-rms_norm = torch.ops.d3llm.rms_norm.default
-add_rms_norm = torch.ops.d3llm.add_rms_norm.default
-silu_mul = torch.ops.d3llm.silu_mul.default
 
 
 def is_compiled(op: str, dtype: torch.dtype, width: int = 0) -> bool:
@@ -70,7 +42,7 @@ def _have_kernels() -> bool:
 
 
 class AttentionInputs(NamedTuple):
-    """The arguments of ``window_attention`` in their order: see the function of that name in reference.py."""
+    """The arguments of ``window_attention`` in their order, as reference.py describes them."""
 
     qkv: Tensor
     kv_cache: Tensor
@@ -83,9 +55,9 @@ class AttentionInputs(NamedTuple):
     out_scale: Tensor | None = None
 
 
-def attention_params(given: AttentionInputs, out: Tensor) -> AttentionParams:
+def attention_params(inputs: AttentionInputs, out: Tensor) -> AttentionParams:
     """The C struct over these tensors, which must outlive its use. Raises PluginError on a tensor that does not fit."""
-    qkv, kv_cache, positions, cu_window, kv_lengths, slots, cos, sin, out_scale = given
+    qkv, kv_cache, positions, cu_window, kv_lengths, slots, cos, sin, out_scale = inputs
     (num_slots, _, kv_heads, max_seq_len, head_dim), tokens, batch = kv_cache.shape, len(qkv), len(slots)
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     table = (max_seq_len, head_dim // 2)
@@ -103,7 +75,7 @@ def attention_params(given: AttentionInputs, out: Tensor) -> AttentionParams:
         slots=pointer("slots", slots, torch.int64, batch),
         cos=pointer("cos", cos[:max_seq_len], torch.float32, *table),
         sin=pointer("sin", sin[:max_seq_len], torch.float32, *table),
-        out_scale=_scale_pointer("window_attention", out_scale, qkv.device),
+        out_scale=_scale_address("window_attention", out_scale, qkv.device),
         tokens=tokens,
         batch=batch,
         num_slots=num_slots,
@@ -115,79 +87,58 @@ def attention_params(given: AttentionInputs, out: Tensor) -> AttentionParams:
     )
 
 
-def _new_attended(given: AttentionInputs) -> Tensor:
-    qkv, cache = given.qkv, given.kv_cache
+def _new_attended(*tensors: Any) -> Tensor:
+    inputs = AttentionInputs(*tensors)
+    qkv, cache = inputs.qkv, inputs.kv_cache
     width = qkv.shape[1] - 2 * cache.shape[2] * cache.shape[4]
-    return qkv.new_empty(len(qkv), width, dtype=_out_dtype(qkv, given.out_scale))
+    return qkv.new_empty(len(qkv), width, dtype=_out_dtype(qkv, inputs.out_scale))
 
 
-def _window_attention_cuda(given: AttentionInputs) -> Tensor:
-    if not is_compiled("window_attention", given.qkv.dtype, given.kv_cache.shape[4]):
-        return reference.window_attention(*given)
-    given, out = given._replace(qkv=given.qkv.contiguous()), _new_attended(given)
-    if len(given.slots) == 0:
+def _window_attention_cuda(qkv: Tensor, *others: Any) -> Tensor:
+    inputs = AttentionInputs(qkv.contiguous(), *others)
+    if not is_compiled("window_attention", qkv.dtype, inputs.kv_cache.shape[4]):
+        return reference.window_attention(*inputs)
+    out = _new_attended(*inputs)
+    if len(inputs.slots) == 0:
         return out.zero_()
-    launch("window_attention", attention_params(given, out), given.qkv.device)
+    launch("window_attention", attention_params(inputs, out), qkv.device)
     return out
 
 
-def _flat(function: Callable[[AttentionInputs], Tensor]) -> Callable[..., Tensor]:
-    """The function as torch calls it, with one argument after the other."""
-    return lambda *tensors: function(AttentionInputs(*tensors))
-
-
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
+KEYS = ("temperature", "seed", "position", "number")
 
 
-def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None, **__: Tensor | None) -> Four:
+def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None) -> Four:
     rows = len(logits)
     greedy, sampled = (logits.new_empty(rows, dtype=torch.int64) for _ in range(2))
     entropy, confidence = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
     return greedy, sampled, entropy, confidence
 
 
-def _select_cpu(
-    logits: Tensor,
-    mask_id: int,
-    entropy_eps: Tensor,
-    temperature: Tensor | None = None,
-    seed: Tensor | None = None,
-    position: Tensor | None = None,
-    number: Tensor | None = None,
-) -> Four:
+def _select_cpu(logits: Tensor, mask_id: int, entropy_eps: Tensor, *keys: Tensor | None) -> Four:
     if not 0 <= mask_id < logits.shape[-1]:
         raise PluginError(f"select: mask_id is {mask_id}; allowed: 0 to {logits.shape[-1] - 1}")
-    if len({key is None for key in (temperature, seed, position, number)}) == 2:
+    sampling = [key for key in keys if key is not None]
+    if len(sampling) not in (0, len(KEYS)):
         raise PluginError("select: temperature, seed, position and number go together; give all or none")
-    keys = None
-    if temperature is not None and seed is not None and position is not None and number is not None:
-        keys = reference.SampleKeys(temperature, seed, position, number)
-    chosen = reference.select(logits, mask_id, entropy_eps, keys)
+    chosen = reference.select(logits, mask_id, entropy_eps, reference.SampleKeys(*sampling) if sampling else None)
     # An op's results are tensors of their own.
     sampled = chosen.sampled.clone() if chosen.sampled is chosen.greedy else chosen.sampled
     return chosen.greedy, sampled, chosen.entropy.float(), chosen.confidence.float()
 
 
-def _select_cuda(
-    logits: Tensor,
-    mask_id: int,
-    entropy_eps: Tensor,
-    temperature: Tensor | None = None,
-    seed: Tensor | None = None,
-    position: Tensor | None = None,
-    number: Tensor | None = None,
-) -> Four:
-    keys = {"temperature": temperature, "seed": seed, "position": position, "number": number}
+def _select_cuda(logits: Tensor, mask_id: int, entropy_eps: Tensor, *keys: Tensor | None) -> Four:
     if not is_compiled("select", logits.dtype):
-        return _select_cpu(logits, mask_id, entropy_eps, **keys)
+        return _select_cpu(logits, mask_id, entropy_eps, *keys)
     rows, vocab = logits.shape
     if logits.stride(1) != 1 or logits.stride(0) < vocab:
         logits = logits.contiguous()
-    given = {"entropy_eps": entropy_eps, **{name: key for name, key in keys.items() if key is not None}}
-    dtypes = {name: torch.float32 if name in ("entropy_eps", "temperature") else torch.int64 for name in given}
-    pointers = {
-        name: address(f"select: {name}", tensor, dtypes[name], (rows,), logits.device) for name, tensor in given.items()
-    }
+    pointers = {}
+    for name, tensor in zip(("entropy_eps", *KEYS), (entropy_eps, *keys), strict=False):
+        if tensor is not None:
+            dtype = torch.float32 if name in ("entropy_eps", "temperature") else torch.int64
+            pointers[name] = address(f"select: {name}", tensor, dtype, (rows,), logits.device)
     greedy, sampled, entropy, confidence = outputs = _new_selected(logits, mask_id, entropy_eps)
     params = SelectParams(
         logits=logits.data_ptr(),
@@ -220,10 +171,8 @@ def _out_dtype(x: Tensor, out_scale: Tensor | None) -> torch.dtype:
     return x.dtype if out_scale is None else torch.float8_e4m3fn
 
 
-def _scale_pointer(name: str, out_scale: Tensor | None, device: torch.device) -> int | None:
-    if out_scale is None:
-        return None
-    return address(f"{name}: out_scale", out_scale.view(-1), torch.float32, (1,), device)
+def _scale_address(op: str, scale: Tensor | None, device: torch.device) -> int | None:
+    return None if scale is None else address(f"{op}: out_scale", scale.view(-1), torch.float32, (1,), device)
 
 
 def _norm(
@@ -235,7 +184,7 @@ def _norm(
         x=x.data_ptr(),
         weight=address("rms_norm: weight", weight, x.dtype, (hidden,), device),
         out=out.data_ptr(),
-        out_scale=_scale_pointer("rms_norm", out_scale, device),
+        out_scale=_scale_address("rms_norm", out_scale, device),
         rows=x.numel() // hidden,
         hidden_size=hidden,
         eps=eps,
@@ -275,7 +224,7 @@ def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
     params = SiluMulParams(
         gate_up=gate_up.data_ptr(),
         out=out.data_ptr(),
-        out_scale=_scale_pointer("silu_mul", out_scale, gate_up.device),
+        out_scale=_scale_address("silu_mul", out_scale, gate_up.device),
         rows=gate_up.numel() // gate_up.shape[-1],
         intermediate_size=out.shape[-1],
         dtype=dtype_code(gate_up.dtype),
@@ -285,13 +234,27 @@ def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
     return out
 
 
-for _name, _cpu, _cuda, _meta in (
-    ("window_attention", reference.window_attention, _flat(_window_attention_cuda), _flat(_new_attended)),
-    ("select", _select_cpu, _select_cuda, _new_selected),
-    ("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed),
-    ("add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added),
-    ("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated),
-):
-    _library.impl(_name, _cpu, "CPU")
-    _library.impl(_name, _cuda, "CUDA")
-    _library.impl(_name, _meta, "Meta")
+_library: Any = torch.library.Library("d3llm", "FRAGMENT")  # type: ignore[no-untyped-call]
+_Road = Callable[..., Any]
+
+
+def _op(name: str, cpu: _Road, cuda: _Road, meta: _Road, schema: str = "", changes: tuple[str, ...] = ()) -> Any:
+    """Define an op, and return what to call. Its schema is by default that of ``cpu``, which writes to ``changes``."""
+    _library.define(name + (schema or torch.library.infer_schema(cpu, mutates_args=changes)))
+    for key, road in (("CPU", cpu), ("CUDA", cuda), ("Meta", meta)):
+        _library.impl(name, road, key)
+    return getattr(torch.ops.d3llm, name).default
+
+
+# Call these like the functions of the same name in reference.py; select takes the fields of SampleKeys.
+window_attention = _op(
+    "window_attention", reference.window_attention, _window_attention_cuda, _new_attended, changes=("kv_cache",)
+)
+_SELECT = (
+    "(Tensor logits, int mask_id, Tensor entropy_eps, Tensor? temperature=None, Tensor? seed=None, "
+    "Tensor? position=None, Tensor? number=None) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+select = _op("select", _select_cpu, _select_cuda, _new_selected, _SELECT)
+rms_norm = _op("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed)
+add_rms_norm = _op("add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added)
+silu_mul = _op("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FP8_MAX = 448.0  # of float8_e4m3fn
+FP8_MAX = 448.0  # the largest value of float8_e4m3fn
 FINE_EPS, COARSE_EPS = 1e-12, 1e-8  # inside the logarithm of the entropy (spec T10)
 
 # SplitMix64: its increment and the two multipliers of its finalizer, as signed 64-bit integers.
@@ -33,10 +33,10 @@ def window_attention(
     Args:
         qkv: ``[T, (heads + 2 kv_heads) * d]``; window b is rows ``[cu_window[b], cu_window[b + 1])``.
         kv_cache: ``[slots, 2, kv_heads, max_seq, d]``, changed.
-        positions: absolute ones, ``[T]``.
-        kv_lengths: of the cache rows that each window attends to, ``[B]``; ``slots[B]`` is where its request lives.
+        positions: the absolute position of each row, ``[T]``.
+        kv_lengths: how many cache rows each window attends to, ``[B]``; ``slots[B]`` is where its request lives.
         cos, sin: ``[max_seq, d / 2]`` in float32.
-        out_scale: of an output in FP8.
+        out_scale: the unit of an output in FP8; without it the output is in the dtype of ``qkv``.
 
     Rows behind the last window come out as zeros. Reads the window layout on the host.
     """

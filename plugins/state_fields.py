@@ -17,7 +17,7 @@ BY_POSITION, BY_BLOCK = {"per": "position"}, {"per": "block"}
 
 @dataclass(frozen=True)
 class RequestSettings:
-    """What each request asked for, ``[B]`` each; does not change while it is decoded.
+    """The settings of each request, ``[B]`` each, which do not change while it is decoded.
 
     ``algorithm`` indexes ``ALGORITHMS``; ``eos_id`` is NO_TOKEN without early stop; ``threshold`` is infinite where
     there is none; ``steps_per_block`` is 0 for one token per pass; ``refresh_interval`` is 0 for never.
