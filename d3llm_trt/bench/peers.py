@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.runtime.stepping.measured_sizes import gpu_seconds
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -75,12 +76,4 @@ def peer_seconds(config: ModelConfig, weights: Mapping[str, Tensor], tokens: int
 def _seconds(run: Callable[[], object], warm_up: int = 5, runs: int = 15) -> float:
     for _ in range(warm_up):
         run()
-    times: list[float] = []
-    for _ in range(runs):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+    return statistics.median(gpu_seconds(run) for _ in range(runs))

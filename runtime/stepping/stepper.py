@@ -12,7 +12,7 @@ from d3llm_trt.progress import OnProgress
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 from d3llm_trt.runtime.decoding.state import DecodingState
 from d3llm_trt.runtime.decoding.step import SlotReport, read_summary, summarize
-from d3llm_trt.runtime.engines.base import EngineSpec
+from d3llm_trt.runtime.engines.base import Engine
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Occupant:
         blocks: its blocks, the prompt included.
         algorithm: a name of ``ALGORITHMS``.
         sampling: whether its temperature is above 0.
-        report: of its last pass, with the size of its next one.
+        report: what its last pass gave, with the size of its next one.
     """
 
     slot: int
@@ -47,8 +47,8 @@ class Stepper(Protocol):
     """Makes passes over an engine and the decoding state of all its slots, both of which it owns."""
 
     @property
-    def spec(self) -> EngineSpec:
-        """What the engine is and can take."""
+    def engine(self) -> Engine:
+        """What runs the network."""
         ...
 
     @property
@@ -69,8 +69,4 @@ class Stepper(Protocol):
 
     def on_stream(self) -> AbstractContextManager[object]:
         """What is done inside is queued behind the steps."""
-        ...
-
-    def close(self) -> None:
-        """The engine is not used any more."""
         ...
