@@ -48,7 +48,6 @@ class PackedEngine:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """See :meth:`Engine.forward`."""
         rows, vocab = len(batch.logit_rows), self.spec.model_config.vocab_size
         logits = torch.empty(rows, vocab, dtype=self.spec.dtype, device=batch.token_ids.device)
         tensors = {**vars(batch), "logits": logits}
@@ -58,5 +57,4 @@ class PackedEngine:
         return logits
 
     def close(self) -> None:
-        """See :meth:`Engine.close`."""
         self._session.close()
