@@ -26,8 +26,9 @@ class TensorRTConfig:
     Args:
         attention: ``native`` (TensorRT's own, on padded windows) or ``plugin`` (ours, on packed ones).
         attention_mask: how ``native`` hides what is behind a window: ``lengths`` or an ``explicit`` mask.
-        token_buckets: sizes of windows (``native``) or passes (``plugin``) with an optimization profile each.
-        compute_capabilities: GPUs that a ``tensorrt-rtx`` plan is for, as in "8.9".
+        token_buckets: sizes of windows (``native``) or passes (``plugin``) with an optimization profile each, as in
+            128,512.
+        compute_capabilities: GPUs that a ``tensorrt-rtx`` plan is for, as in 8.9,12.0.
         optimization_level: 0 (fast build) to 5 (fast plan).
         workspace_gib: most scratch memory of a layer.
         version_compatible: the plan also runs on newer TensorRT versions.
@@ -148,11 +149,12 @@ class BuildConfig:
 
     Args:
         backend: how the network is compiled: ``torch`` packs the weights, the others build a plan.
-        dtype: of weights and activations; ``auto`` keeps the checkpoint's.
+        dtype: the type of weights and activations; ``auto`` keeps the checkpoint's.
         max_batch_size: slots, so requests that are decoded together.
         max_seq_len: prompt plus ``max_tokens`` of one request; by default the model's limit, at most 2048.
         max_num_tokens: rows of one forward pass over all requests; by default ``max_batch_size * max_seq_len``.
-        quantization: ``fp8`` for the weights and inputs of linear layers, or None.
+        quantization: reduced precision of the weights and inputs of all linear layers but the LM head; ``fp8`` needs
+            compute capability 8.9 on a GPU; by default none.
         calibration_prompts: file of prompts, as ``d3llm-trt generate --file`` reads, whose unmasking sets the scales of
             inputs; by default generated ones.
         tensorrt: options of the TensorRT backends.

@@ -29,9 +29,11 @@ _DEFAULT_THRESHOLDS: dict[str, dict[Family, float | None]] = {
 class DecodingConfig:
     """Settings of one request's decoder. Keys are SGLang's; an unknown key is an error.
 
+    Spec B.1 describes ``FullAttnMultiBlock``, B.2 ``EntropyThreshold``, B.3 to B.5 ``MultiBlock``, B.6
+    ``LowConfidence``. The command line shows what is said here.
+
     Args:
-        algorithm: ``FullAttnMultiBlock`` (spec B.1), ``EntropyThreshold`` (B.2), ``MultiBlock`` (B.3 to B.5) or
-            ``LowConfidence`` (B.6).
+        algorithm: which unmasking algorithm decodes.
         block_size: generated positions per block.
         threshold: entropy (nats) below which a token is committed; ``"auto"`` takes the published value of the
             algorithm and family; ``None`` sets no limit, and for ``LowConfidence`` keeps its fixed schedule.

@@ -28,9 +28,9 @@ class RepositoryOptions:
     """How the model is served.
 
     Args:
-        name: of the model in Triton.
+        name: the name of the model in Triton.
         instances: engines per device; each decodes its own batch.
-        gpus: devices with instances each; none for the CPU.
+        gpus: devices with instances each, as in 0,1.
         max_queue_size: requests that may wait per instance; more are refused.
         exit_on_crash: end the server when the model's process dies, since its clients would wait for ever.
     """
