@@ -189,7 +189,7 @@ def _entry(path: Path, name: str, values: Any, data_start: int) -> TensorEntry:
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(is_integer(value) and value >= 0 for value in values)
+    return isinstance(values, list) and all(is_integer(value, 0) for value in values)
 
 
 def file_bytes(forms: Mapping[str, TensorForm]) -> int:
