@@ -247,7 +247,7 @@ def _op(name: str, cpu: _Road, cuda: _Road, meta: _Road, schema: str = "", chang
 
 
 # Call these like the functions of the same name in reference.py; select takes the fields of SampleKeys.
-window_attention = _op(
+window_attention: Callable[..., Tensor] = _op(
     "window_attention", reference.window_attention, _window_attention_cuda, _new_attended, changes=("kv_cache",)
 )
 _SELECT = (
@@ -255,6 +255,8 @@ _SELECT = (
     "Tensor? position=None, Tensor? number=None) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 select = _op("select", _select_cpu, _select_cuda, _new_selected, _SELECT)
-rms_norm = _op("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed)
-add_rms_norm = _op("add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added)
-silu_mul = _op("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated)
+rms_norm: Callable[..., Tensor] = _op("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed)
+add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = _op(
+    "add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added
+)
+silu_mul: Callable[..., Tensor] = _op("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated)
