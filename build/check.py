@@ -6,8 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
-from d3llm_trt.build.engine_dir import FREE_SPACE, check_target, writing
+from d3llm_trt.build.engine_dir import ELSEWHERE, check_target, writing
 from d3llm_trt.build.quantize import check_sizes
 from d3llm_trt.build.weights_file import file_bytes
 from d3llm_trt.config import BuildConfig, EngineConfig
@@ -17,7 +19,9 @@ from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import packed_tensors
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
 from d3llm_trt.prompts import read_prompt_file
-from d3llm_trt.tensorrt_module import load_tensorrt
+from d3llm_trt.tensorrt_module import check_tensorrt
+from d3llm_trt.workspaces import require_writable
+from d3llm_trt.write_errors import FREE_SPACE
 
 SPARE_BYTES = 64 << 20
 
@@ -57,9 +61,14 @@ def check_place(checkpoint: Checkpoint, target: Path, settings: EngineConfig, *,
         check_sizes(checkpoint.config)
     with writing(target):
         check_target(target, overwrite)
+        require_writable(Path(os.path.realpath(target)).parent)
         _check_space(target, _engine_bytes(checkpoint.config, settings))
-    if settings.backend != "torch":
-        load_tensorrt(settings.backend)
+    if settings.tensorrt is not None:
+        check_tensorrt(settings.backend, settings.tensorrt.attention)
+    if settings.backend == "tensorrt" and not torch.cuda.is_available():
+        raise BuildError(
+            "tensorrt builds on the GPU that a plan is for, and there is none; choose tensorrt-rtx or torch"
+        )
     plugin_facts(settings)
 
 
@@ -96,4 +105,4 @@ def _check_space(target: Path, size: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < size + SPARE_BYTES:
         needs = f"the engine takes {size} bytes and some room to work"
-        raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}")
+        raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}, or {ELSEWHERE}")

@@ -16,15 +16,25 @@ if TYPE_CHECKING:
     from d3llm_trt.runtime.decoding.config import DecodingConfig
     from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
     from d3llm_trt.runtime.llm import LLM
-    from d3llm_trt.runtime.outputs import RequestOutput
+    from d3llm_trt.runtime.outputs import CompletionOutput, RequestOutput
 
-__all__ = ["LLM", "BuildConfig", "DecodingConfig", "RequestOutput", "SamplingParams", "__version__", "build_engine"]
+__all__ = [
+    "LLM",
+    "BuildConfig",
+    "CompletionOutput",
+    "DecodingConfig",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "build_engine",
+]
 
 _HOMES = {
     "LLM": "d3llm_trt.runtime.llm",
     "SamplingParams": "d3llm_trt.runtime.decoding.sampling_params",
     "DecodingConfig": "d3llm_trt.runtime.decoding.config",
     "RequestOutput": "d3llm_trt.runtime.outputs",
+    "CompletionOutput": "d3llm_trt.runtime.outputs",
     "build_engine": "d3llm_trt.build.builder",
     "BuildConfig": "d3llm_trt.config",
 }

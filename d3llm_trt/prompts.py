@@ -22,6 +22,21 @@ Message = Mapping[str, str]
 Prompt = str | list[Message] | dict[str, list[int]]
 
 
+def prompt_list(prompts: object) -> list[object]:
+    """The prompts that ``generate`` was given: one in any form, a list of them, or what yields them.
+
+    A list of nothing but chat messages is one chat. Raises RequestError on what is neither.
+    """
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    if isinstance(prompts, (bytes, bytearray)) or not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts is {shortened(prompts)}; allowed: a prompt, or a list of them: {FORMS}")
+    listed = list(prompts)
+    if listed and all(isinstance(item, Mapping) and {"role", "content"} & item.keys() for item in listed):
+        return [listed]
+    return listed
+
+
 def as_prompt(value: object) -> Prompt:
     """A text, a list of messages, or ``{"prompt_token_ids": [...]}`` from a prompt in any of its forms.
 

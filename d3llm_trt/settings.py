@@ -33,6 +33,14 @@ def is_number(value: object) -> bool:
         return False
 
 
+def make_plain(settings: object) -> None:
+    """Replace numbers that numpy or torch holds by Python's own, in a dataclass that is being made."""
+    for item in fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, item.name)
+        if getattr(value, "shape", None) == ():
+            object.__setattr__(settings, item.name, value.item())
+
+
 def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
     """Build the dataclass ``cls`` from ``values``. Raises ConfigError on an unknown key, and where one is missing."""
     items = fields(cls)  # type: ignore[arg-type]
@@ -53,7 +61,7 @@ def read_settings_file(path: str | Path) -> Any:
     path = Path(path)
     require(path.suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path}: cannot be read: {error}") from error
@@ -66,3 +74,8 @@ def shortened(value: object) -> str:
     """``value`` as an error message shows it: its representation, cut if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether ``text`` holds half of a character, which UTF-8 cannot express."""
+    return any("\ud800" <= char <= "\udfff" for char in text)

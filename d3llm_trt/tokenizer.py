@@ -10,10 +10,11 @@ import tokenizers
 from d3llm_trt.errors import ConfigError, EngineError, RequestError
 from d3llm_trt.manifest import REBUILD
 from d3llm_trt.model.config import Family
+from d3llm_trt.settings import shortened
 from d3llm_trt.strict_json import read_object
 from d3llm_trt.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TokenizerConfig
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant")
 DREAM_SYSTEM_MESSAGE = "You are a helpful assistant."
 
 Message = Mapping[str, str]
@@ -78,13 +79,27 @@ class Tokenizer:
             plain = []
         return "".join([*texts, self._decode_plain(plain)])
 
+    def id_of(self, content: str) -> int | None:
+        """The id of the special token with this content, if there is one."""
+        return self._special_ids.get(content)
+
+    def first_special(self, text: str) -> int:
+        """Where the first content of a special token begins in ``text``; its length where there is none."""
+        places = (text.find(content) for content in self._special_ids)
+        return min((place for place in places if place >= 0), default=len(text))
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        """The id that ends a turn of this family's chats, if the tokenizer has it."""
+        return self._special_ids.get(END_OF_TURN[self.config.family])
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each id by itself, special tokens as their content; part of a character shows as U+FFFD."""
         return [self.decode([token_id], skip_special_tokens=False) for token_id in ids]
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation, ready for the assistant's answer. Raises RequestError on a bad message."""
-        check_messages(messages)
+        messages = plain_messages(messages)
         if missing := self._missing_chat_tokens():
             raise RequestError(
                 f"chat messages need the special token {missing[0]}, which this tokenizer lacks; "
@@ -112,21 +127,40 @@ class Tokenizer:
         return text
 
 
-def check_messages(messages: object) -> None:
-    """Raise RequestError unless ``messages`` is a conversation: role and content, both text, in every message."""
+def plain_messages(messages: object) -> list[dict[str, str]]:
+    """Role and content, both text, of every message of a conversation.
+
+    Content may be a list of text parts, which are joined by line breaks; ``name`` and keys that are None, which
+    clients send along, are left out; a developer's message is the system's. Raises RequestError on anything else.
+    """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
-        raise RequestError(f"messages is {messages!r}; allowed: a list of one or more messages")
-    for index, message in enumerate(messages):
-        name = f"messages[{index}]"
-        if not isinstance(message, Mapping):
-            raise RequestError(f"{name} is {message!r}; allowed: a mapping with role and content")
-        if wrong := sorted({"role", "content"}.symmetric_difference(map(str, message))):
-            problem = "lacks the key" if wrong[0] in ("role", "content") else "has the unknown key"
-            raise RequestError(f"{name} {problem} {wrong[0]!r}; allowed: role and content")
-        if message["role"] not in ROLES:
-            raise RequestError(f"{name} has role {message['role']!r}; allowed: {', '.join(ROLES)}")
-        if not isinstance(message["content"], str):
-            raise RequestError(f"{name} has content {message['content']!r}; allowed: a str")
+        raise RequestError(f"messages is {shortened(messages)}; allowed: a list of one or more messages")
+    return [_plain_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
+
+
+def _plain_message(name: str, message: object) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise RequestError(f"{name} is {shortened(message)}; allowed: a mapping with role and content")
+    kept = {str(key): value for key, value in message.items() if key != "name" and value is not None}
+    if wrong := sorted({"role", "content"}.symmetric_difference(kept)):
+        problem = "lacks the key" if wrong[0] in ("role", "content") else "has the unknown key"
+        raise RequestError(f"{name} {problem} {shortened(wrong[0])}; allowed: role, content and name")
+    role = kept["role"]
+    if not isinstance(role, str) or role not in ROLES:
+        raise RequestError(f"{name} has role {shortened(role)}; allowed: {', '.join(ROLES)}")
+    return {"role": "system" if role == "developer" else role, "content": _plain_content(name, kept["content"])}
+
+
+def _plain_content(name: str, content: object) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        raise RequestError(f"{name} has content {shortened(content)}; allowed: a str, or a list of text parts")
+    for index, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            allowed = '{"type": "text", "text": "..."}'
+            raise RequestError(f"{name} has content[{index}] {shortened(part)}; allowed: {allowed}")
+    return "\n".join(part["text"] for part in content)
 
 
 def _llada_chat(messages: Sequence[Message]) -> list[str]:
@@ -151,6 +185,7 @@ def _dream_chat(messages: Sequence[Message]) -> list[str]:
 
 
 CHAT_TEMPLATES: dict[Family, Callable[[Sequence[Message]], list[str]]] = {"llada": _llada_chat, "dream": _dream_chat}
+END_OF_TURN: dict[Family, str] = {"llada": "<|eot_id|>", "dream": "<|im_end|>"}
 CHAT_TOKENS: dict[Family, tuple[str, ...]] = {
     "llada": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "dream": ("<|im_start|>", "<|im_end|>"),

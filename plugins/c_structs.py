@@ -41,7 +41,8 @@ class SelectParams(Params):
         ("struct_size", c_size_t),
         *_of(c_void_p, "logits"),
         *_of(c_int64, "rows vocab_size row_stride mask_id"),
-        *_of(c_void_p, "entropy_eps temperature seed position number greedy sampled entropy confidence"),
+        *_of(c_void_p, "entropy_eps temperature seed position number top_k top_p barred"),
+        *_of(c_void_p, "greedy sampled entropy confidence logprob greedy_logprob"),
         *_of(c_int32, "dtype"),
     ]
 
@@ -67,7 +68,7 @@ class GatherParams(Params):
     _fields_ = [
         *_WITH_STATE,
         *_of(c_void_p, "slots token_ids positions cu_window kv_lengths logit_rows chosen"),
-        *_of(c_void_p, "entropy_eps temperature seed position number"),
+        *_of(c_void_p, "entropy_eps temperature seed position number top_k top_p barred"),
         *_of(c_int64, "batch num_slots max_seq_len width tokens rows"),
         *_of(c_int32, "shifted"),
     ]
@@ -78,7 +79,7 @@ class CommitParams(Params):
 
     _fields_ = [
         *_WITH_STATE,
-        *_of(c_void_p, "slots chosen greedy sampled entropy confidence summary"),
+        *_of(c_void_p, "slots chosen greedy sampled entropy confidence logprob greedy_logprob summary"),
         *_of(c_int64, "batch num_slots max_seq_len width rows mask_id"),
         *_of(c_int32, "family"),
     ]

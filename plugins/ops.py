@@ -16,6 +16,7 @@ from torch import Tensor
 from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins import library, reference
 from d3llm_trt.plugins.c_structs import AttentionParams, RmsNormParams, SelectParams, SiluMulParams
+from d3llm_trt.plugins.state_fields import END_IDS
 from d3llm_trt.plugins.tensors import address, dtype_code, launch
 
 HALF = (torch.float16, torch.bfloat16)
@@ -105,53 +106,73 @@ def _window_attention_cuda(qkv: Tensor, *others: Any) -> Tensor:
     return out
 
 
-Four = tuple[Tensor, Tensor, Tensor, Tensor]
-KEYS = ("temperature", "seed", "position", "number")
+Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# The optional arguments of select, in their order; torch leaves out those at the end that are None.
+_RANDOM = ("temperature", "seed", "position", "number")
+_LIMITS = ("top_k", "top_p")
+_OPTIONAL = (*_RANDOM, *_LIMITS, "barred")
+_FLOATS = {"entropy_eps": torch.float32, "temperature": torch.float32, "top_p": torch.float64}
 
 
-def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None) -> Four:
+def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None) -> Six:
     rows = len(logits)
     greedy, sampled = (logits.new_empty(rows, dtype=torch.int64) for _ in range(2))
-    entropy, confidence = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return greedy, sampled, entropy, confidence
+    entropy, confidence, logprob, greedy_logprob = (logits.new_empty(rows, dtype=torch.float32) for _ in range(4))
+    return greedy, sampled, entropy, confidence, logprob, greedy_logprob
 
 
-def _select_cpu(logits: Tensor, mask_id: int, entropy_eps: Tensor, *keys: Tensor | None) -> Four:
+def _select_cpu(logits: Tensor, mask_id: int, entropy_eps: Tensor, *optional: Tensor | None) -> Six:
     if not 0 <= mask_id < logits.shape[-1]:
         raise PluginError(f"select: mask_id is {mask_id}; allowed: 0 to {logits.shape[-1] - 1}")
-    sampling = [key for key in keys if key is not None]
-    if len(sampling) not in (0, len(KEYS)):
+    tensors = _by_name(optional)
+    random, limits = ([tensors[name] for name in names if name in tensors] for names in (_RANDOM, _LIMITS))
+    if len(random) not in (0, len(_RANDOM)):
         raise PluginError("select: temperature, seed, position and number go together; give all or none")
-    chosen = reference.select(logits, mask_id, entropy_eps, reference.SampleKeys(*sampling) if sampling else None)
+    if len(limits) == 1:
+        raise PluginError("select: top_k and top_p go together; give both or none")
+    chosen = reference.select(
+        logits,
+        mask_id,
+        entropy_eps,
+        reference.SampleKeys(*random) if random else None,
+        reference.Limits(*limits) if limits else None,
+        tensors.get("barred"),
+    )
     # An op's results are tensors of their own.
     sampled = chosen.sampled.clone() if chosen.sampled is chosen.greedy else chosen.sampled
-    return chosen.greedy, sampled, chosen.entropy.float(), chosen.confidence.float()
+    scores = (chosen.entropy, chosen.confidence, chosen.logprob, chosen.greedy_logprob)
+    entropy, confidence, logprob, greedy_logprob = (score.float() for score in scores)
+    return chosen.greedy, sampled, entropy, confidence, logprob, greedy_logprob
 
 
-def _select_cuda(logits: Tensor, mask_id: int, entropy_eps: Tensor, *keys: Tensor | None) -> Four:
+def _by_name(optional: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    """The optional arguments of select that are there."""
+    return {name: tensor for name, tensor in zip(_OPTIONAL, optional, strict=False) if tensor is not None}
+
+
+def _select_cuda(logits: Tensor, mask_id: int, entropy_eps: Tensor, *optional: Tensor | None) -> Six:
     if not is_compiled("select", logits.dtype):
-        return _select_cpu(logits, mask_id, entropy_eps, *keys)
+        return _select_cpu(logits, mask_id, entropy_eps, *optional)
     rows, vocab = logits.shape
     if logits.stride(1) != 1 or logits.stride(0) < vocab:
         logits = logits.contiguous()
-    pointers = {}
-    for name, tensor in zip(("entropy_eps", *KEYS), (entropy_eps, *keys), strict=False):
-        if tensor is not None:
-            dtype = torch.float32 if name in ("entropy_eps", "temperature") else torch.int64
-            pointers[name] = address(f"select: {name}", tensor, dtype, (rows,), logits.device)
-    greedy, sampled, entropy, confidence = outputs = _new_selected(logits, mask_id, entropy_eps)
+
+    def pointer(name: str, tensor: Tensor) -> int:
+        shape = (rows, END_IDS) if name == "barred" else (rows,)
+        return address(f"select: {name}", tensor, _FLOATS.get(name, torch.int64), shape, logits.device)
+
+    inputs = {"entropy_eps": entropy_eps, **_by_name(optional)}
+    outputs = _new_selected(logits, mask_id, entropy_eps)
+    names = ("greedy", "sampled", "entropy", "confidence", "logprob", "greedy_logprob")
     params = SelectParams(
         logits=logits.data_ptr(),
         rows=rows,
         vocab_size=vocab,
         row_stride=logits.stride(0) if rows > 1 else vocab,
         mask_id=mask_id,
-        greedy=greedy.data_ptr(),
-        sampled=sampled.data_ptr(),
-        entropy=entropy.data_ptr(),
-        confidence=confidence.data_ptr(),
         dtype=dtype_code(logits.dtype),
-        **pointers,
+        **{name: pointer(name, tensor) for name, tensor in inputs.items()},
+        **{name: tensor.data_ptr() for name, tensor in zip(names, outputs, strict=True)},
     )
     launch("select", params, logits.device)
     return outputs
@@ -246,13 +267,15 @@ def _op(name: str, cpu: _Road, cuda: _Road, meta: _Road, schema: str = "", chang
     return getattr(torch.ops.d3llm, name).default
 
 
-# Call these like the functions of the same name in reference.py; select takes the fields of SampleKeys.
+# Call these like the functions of the same name in reference.py; select takes the fields of
+# SampleKeys and of Limits, then ``barred``.
 window_attention: Callable[..., Tensor] = _op(
     "window_attention", reference.window_attention, _window_attention_cuda, _new_attended, changes=("kv_cache",)
 )
 _SELECT = (
     "(Tensor logits, int mask_id, Tensor entropy_eps, Tensor? temperature=None, Tensor? seed=None, "
-    "Tensor? position=None, Tensor? number=None) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? position=None, Tensor? number=None, Tensor? top_k=None, Tensor? top_p=None, Tensor? barred=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 select = _op("select", _select_cpu, _select_cuda, _new_selected, _SELECT)
 rms_norm: Callable[..., Tensor] = _op("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed)

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from d3llm_trt.errors import D3llmError
 from d3llm_trt.runtime.decoding.state import MASKED
-from d3llm_trt.runtime.incremental_text import IncrementalText
+from d3llm_trt.runtime.endings import Endings, StopReason, first_of
+from d3llm_trt.runtime.incremental_text import REPLACEMENT, IncrementalText
 from d3llm_trt.runtime.outputs import Canvas, CompletionOutput, RequestMetrics, RequestOutput
 from d3llm_trt.runtime.request import Request
 from d3llm_trt.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True)
+class _Ending:
+    """How far an answer goes: ``count`` ids and ``text``, which is ``whole`` if it will not grow.
+
+    ``stopped``: by something that the request named, which ``reason`` tells; ``ended``: by that or an end id.
+    """
+
+    count: int
+    text: str
+    whole: bool
+    ended: bool
+    stopped: bool
+    reason: StopReason
+
+
 class Answer:
     """Turns canvases of one request into outputs. What it showed once, it never takes back."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None, eos_id: int) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, end_ids: Sequence[int]) -> None:
+        params = request.params
         self._request = request
         self._tokenizer = tokenizer
-        self._text = None if tokenizer is None else IncrementalText(tokenizer)
-        end_id = request.params.end_id
-        self._end_id = None if request.params.ignore_eos else eos_id if end_id is None else end_id
+        self._text = None if tokenizer is None else IncrementalText(tokenizer, params.skip_special_tokens)
+        self._endings = Endings.of(params, end_ids, tokenizer)
         self._pass_times: list[float] = []
         self._shown = 0
 
@@ -33,30 +51,66 @@ class Answer:
     def looks_at_every_pass(self) -> bool:
         """Whether the canvas is needed before the request is done."""
         request = self._request
-        return request.stream or request.canvas or bool(request.params.stop_strings)
+        stops = request.params.stop_strings or request.params.stop_token_ids
+        return request.stream or request.canvas or bool(stops)
 
-    def output(self, canvas: Sequence[int], steps: Sequence[int], *, done: bool) -> RequestOutput:
-        """The committed prefix of the answer; all of it if ``done``. Finished too once a stop string is in its text."""
+    def output(
+        self, canvas: Sequence[int], steps: Sequence[int], *, done: bool, logprobs: Sequence[float] | None = None
+    ) -> RequestOutput:
+        """The committed prefix of the answer, all of it if ``done``; finished too at a stop that the request named."""
         prompt = len(self._request.prompt_token_ids)
         ids, commit_steps = list(canvas[prompt:]), list(steps[prompt:])
         count = commit_steps.index(MASKED) if MASKED in commit_steps else len(ids)
-        ended = self._end_id is not None and self._end_id in ids[:count]
-        if ended:
-            count = ids.index(self._end_id) + 1  # type: ignore[arg-type]
-        whole = done or ended
-        text, stopped_by = self._stopped(self._decode(ids[:count], whole), whole)
-        if stopped_by is not None:
-            count = self._shortest_with(ids[:count], stopped_by)
-        reason = "stop" if ended or stopped_by is not None else "length" if done else None
-        finished = done or stopped_by is not None
+        ending = self._ending(ids[:count], done)
+        finished = done or ending.stopped
+        reason = "stop" if ending.ended else "length"
+        known = None if logprobs is None else list(logprobs[prompt : prompt + ending.count])
         completion = CompletionOutput(
-            text=text,
-            token_ids=ids[:count],
-            commit_steps=commit_steps[:count],
+            text=ending.text,
+            token_ids=ids[: ending.count],
+            commit_steps=commit_steps[: ending.count],
             finish_reason=reason if finished else None,
-            stop_reason=stopped_by,
+            stop_reason=ending.reason if finished else None,
+            seed=self._request.params.seed,
+            logprobs=known,
+            cumulative_logprob=None if known is None else sum(known),
         )
         return self._output(completion, canvas, steps, finished)
+
+    def _ending(self, ids: list[int], done: bool) -> _Ending:
+        """How far the answer goes in ``ids``, its committed prefix."""
+        include = self._request.params.include_stop_str_in_output
+        end, turn = self._endings.first_id(ids), self._endings.first_turn(ids)
+        ids = ids if end is None else ids[: end + 1]
+        shown = ids if end is None or include else ids[:end]
+        turns = turn is not None and (end is None or turn < end)
+        shown = shown[:turn] if turns else shown
+        whole = done or turns or end is not None
+        text = "" if self._text is None else self._text.update(shown, final=whole)
+        if (place := first_of(self._endings.strings, text)) is not None:
+            at, stop = place
+            text = text[: at + include * len(stop)]
+            return _Ending(self._shortest_with(ids, stop), text, True, True, True, stop)
+        if self._endings.mixed and (mixed := self._mixed(ids)) is not None:
+            return mixed
+        if not whole:
+            text = text[: len(text) - self._endings.held_back(text)]
+        reason = None if end is None else self._endings.ids[ids[end]]
+        return _Ending(len(ids), text, whole, turns or end is not None, reason is not None, reason)
+
+    def _mixed(self, ids: list[int]) -> _Ending | None:
+        """The ending at a string that holds special tokens: it is looked for in the text that shows them."""
+        assert self._tokenizer is not None
+        raw = self._tokenizer.decode(ids, skip_special_tokens=False)
+        place = first_of(self._endings.mixed, raw)
+        if place is None:
+            return None
+        at, stop = place
+        lengths = [len(self._prefix(ids, count, special=True)) for count in range(len(ids) + 1)]
+        before = bisect.bisect_right(lengths, at) - 1
+        text = self._tokenizer.decode(ids[:before]) + raw[lengths[before] : at]
+        text += self._request.params.include_stop_str_in_output * stop
+        return _Ending(self._shortest_with(ids, stop, special=True), text, True, True, True, stop)
 
     def is_news(self, output: RequestOutput) -> bool:
         """Whether the request wants to see ``output``; remembers that it did."""
@@ -84,9 +138,9 @@ class Answer:
         )
 
     def _metrics(self, completion: CompletionOutput) -> RequestMetrics:
-        passes, start = len(self._pass_times), self._request.submitted
-        ends = completion.token_ids[-1:] == [self._end_id]
-        tokens = len(completion.token_ids) - ends
+        passes, start, ids = len(self._pass_times), self._request.submitted, completion.token_ids
+        ends = bool(ids) and self._endings.ids.get(ids[-1], ids[-1]) is None
+        tokens = len(ids) - ends
         first = completion.commit_steps[0] if completion.commit_steps else None
         return RequestMetrics(
             num_forward_passes=passes,
@@ -95,25 +149,15 @@ class Answer:
             latency=time.perf_counter() - start,
         )
 
-    def _decode(self, ids: list[int], final: bool) -> str:
-        return "" if self._text is None else self._text.update(ids, final=final)
-
-    def _stopped(self, text: str, whole: bool) -> tuple[str, str | None]:
-        """Cut ``text`` before the first stop string, or hold back what may become one."""
-        stops = self._request.params.stop_strings
-        found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
-        if found:
-            at, stop = min(found, key=lambda item: item[0])
-            return text[:at], stop
-        if whole or not stops:
-            return text, None
-        return text[: len(text) - max(_overlap(text, stop) for stop in stops)], None
-
-    def _shortest_with(self, ids: list[int], stop: str) -> int:
+    def _shortest_with(self, ids: list[int], stop: str, special: bool = False) -> int:
         """How many ids it takes for their text to hold ``stop``."""
+        return bisect.bisect_left(range(len(ids)), True, key=lambda count: stop in self._prefix(ids, count, special))
+
+    def _prefix(self, ids: list[int], count: int, special: bool) -> str:
+        """The text of the first ``count`` ids, without a character at its end that is not complete."""
         assert self._tokenizer is not None
-        decode = self._tokenizer.decode
-        return next(count for count in range(1, len(ids) + 1) if stop in decode(ids[:count]))
+        skip = self._request.params.skip_special_tokens and not special
+        return self._tokenizer.decode(ids[:count], skip_special_tokens=skip).rstrip(REPLACEMENT)
 
 
 def failed_output(request: Request, error: D3llmError, passes: int = 0) -> RequestOutput:
@@ -123,8 +167,3 @@ def failed_output(request: Request, error: D3llmError, passes: int = 0) -> Reque
     return RequestOutput(
         request.request_id, request.prompt, request.prompt_token_ids, [completion], True, metrics, error
     )
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from d3llm_trt.tokenizer import Tokenizer
 
@@ -12,8 +13,8 @@ REPLACEMENT = "\ufffd"
 class IncrementalText:
     """Text of a growing list of ids, decoded piece by piece; holds back a character that is not complete yet."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        self._decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
         self._restart()
 
     def _restart(self) -> None:
@@ -27,8 +28,8 @@ class IncrementalText:
         if list(ids[: len(self._ids)]) != self._ids:
             self._restart()
         self._ids = list(ids)
-        before = self._tokenizer.decode(self._ids[self._context : self._done])
-        new = self._tokenizer.decode(self._ids[self._context :])[len(before) :]
+        before = self._decode(self._ids[self._context : self._done])
+        new = self._decode(self._ids[self._context :])[len(before) :]
         if new and not new.endswith(REPLACEMENT):
             self._text += new
             self._context, self._done = self._done, len(self._ids)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from d3llm_trt.errors import D3llmError, RequestError
+from d3llm_trt.engine_source import source_directory
+from d3llm_trt.errors import EngineError, RequestError
 from d3llm_trt.progress import OnProgress, build_progress
+from d3llm_trt.prompts import prompt_list
 from d3llm_trt.runtime.answer import failed_output
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
@@ -22,11 +26,14 @@ from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.loading import choose_device, open_engine
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request, RequestMaker, Sink
+from d3llm_trt.runtime.samples import Samples
 from d3llm_trt.runtime.scheduler import Scheduler
 from d3llm_trt.runtime.stepping.factory import make_stepper
 from d3llm_trt.runtime.stepping.policy import parse_policy
 from d3llm_trt.runtime.worker import Worker
 from d3llm_trt.tokenizer import Tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 class LLM:
@@ -34,7 +41,9 @@ class LLM:
 
     Args:
         model: an engine directory, or a Hugging Face checkpoint directory, which is built into the cache directory
-            first (``$D3LLM_TRT_CACHE``, by default ``~/.cache/d3llm-trt``).
+            first (``$D3LLM_TRT_CACHE``, by default ``~/.cache/d3llm-trt``), or a checkpoint of the Hugging Face Hub
+            as ``org/name`` or ``org/name@revision``, which is downloaded before that.
+        revision: a branch, tag or commit, where ``model`` is of the Hub.
         backend: of a checkpoint's engine; an engine directory has its own.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; by default a GPU if there is one.
         dtype: of a checkpoint's engine; by default the checkpoint's.
@@ -52,6 +61,7 @@ class LLM:
         self,
         model: str | Path,
         *,
+        revision: str | None = None,
         backend: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -60,9 +70,10 @@ class LLM:
         progress: OnProgress | None = None,
     ) -> None:
         policy, where = parse_policy(cuda_graphs), choose_device(device)
+        source = source_directory(model, revision)  # before our bars, since a download has its own
         with _shown(progress) as show:
             engine, tokenizer = open_engine(
-                model, where, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
+                source, where, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
             )
             decoder = Decoder(make_stepper(engine, policy))
             decoder.warm_up(show)
@@ -91,14 +102,15 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
+        raise_on_error: bool = False,
     ) -> list[RequestOutput]:
         """Answer all prompts, in their order; ``use_tqdm`` shows a progress bar on standard error.
 
-        A request that is not acceptable or fails has ``error`` set and an empty answer; the others are not affected.
-        Raises RequestError where prompts and ``sampling_params`` differ in number, and EngineError once this LLM is
-        closed or its engine is broken.
+        A request that is not acceptable or fails has ``error`` set and an empty answer; the others are not affected,
+        unless ``raise_on_error`` raises it. Raises RequestError where ``prompts`` is none, or ``sampling_params``
+        differ from them in number, and EngineError once this LLM is closed or its engine is broken.
         """
-        listed = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
+        listed = prompt_list(prompts)
         params = _one_each(sampling_params, len(listed))
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         ids = [str(next(self._numbers)) for _ in listed]
@@ -109,13 +121,35 @@ class LLM:
             with _progress_bar(len(listed), use_tqdm) as advance:
                 while len(finished) < len(ids):
                     output = outputs.get()
-                    finished[output.request_id] = output
+                    finished[output.request_id] = _or_raise(output) if raise_on_error else output
                     advance()
         finally:
             for request_id in ids:
                 if request_id not in finished:
                     self._worker.cancel(request_id)
         return [finished[request_id] for request_id in ids]
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: bool,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or a list of them, as :meth:`generate` does. Raises RequestError, EngineError."""
+        return self.generate(messages, sampling_params, **options)
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the engine. Raises EngineError if it has none."""
+        if self.tokenizer is None:
+            raise EngineError("this engine has no tokenizer; build it from a checkpoint that has one")
+        return self.tokenizer
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        dtype = str(spec.dtype).removeprefix("torch.")
+        precision = dtype if spec.quantization is None else f"{dtype} with {spec.quantization}"
+        family, slots = spec.model_config.family, spec.max_batch_size
+        return f"LLM({family}, {spec.backend} engine in {precision} on {spec.device}, {slots} slots)"
 
     def generate_stream(
         self, prompt: Any, sampling_params: SamplingParams | None = None, *, canvas: bool = False
@@ -178,10 +212,22 @@ class LLM:
         ``sink`` is called on the engine's thread with each output, the last one ``finished``, so it must be quick.
         Raises RequestError on what is wrong with the request, EngineError once closed.
         """
+        request_id = str(next(self._numbers))
         settings = SamplingParams() if sampling_params is None else sampling_params
-        request = self._maker.make(str(next(self._numbers)), prompt, settings, sink, stream=stream, canvas=canvas)
-        self._worker.submit(request)
-        return request.request_id
+        self._submit(request_id, prompt, settings, sink, stream=stream, canvas=canvas)
+        return request_id
+
+    def _submit(
+        self, request_id: str, prompt: Any, params: SamplingParams, sink: Sink, *, stream: bool, canvas: bool
+    ) -> None:
+        request = self._maker.make(request_id, prompt, params, sink, stream=stream, canvas=canvas)
+        if request.params.n == 1:
+            self._worker.submit(request)
+            return
+        samples = Samples(request.params.n, sink, stream or canvas)
+        for index in range(request.params.n):
+            own = request.params.sample(index)
+            self._worker.submit(replace(request, params=own, sink=samples.sink_of(index)))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request: its slot is free at the next step, and its sink is not called any more."""
@@ -211,12 +257,11 @@ class LLM:
 
     def _submit_or_fail(self, request_id: str, prompt: Any, params: SamplingParams, sink: Sink) -> None:
         try:
-            request = self._maker.make(request_id, prompt, params, sink)
-        except D3llmError as error:
+            self._submit(request_id, prompt, params, sink, stream=False, canvas=False)
+        except RequestError as error:
             text = prompt if isinstance(prompt, str) else None
+            _LOG.warning("request %s was refused: %s", request_id, error)
             sink(failed_output(Request(request_id, text, [], SamplingParams(), sink), error))
-            return
-        self._worker.submit(request)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:

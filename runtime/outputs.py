@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from d3llm_trt.errors import D3llmError
 
@@ -13,7 +14,10 @@ class CompletionOutput:
 
     ``token_ids`` ends with the EOS id if the answer reached it; ``text`` leaves special tokens out.
     ``commit_steps[i]`` is the forward pass (1-based) that committed ``token_ids[i]``.
-    ``finish_reason`` is ``"stop"`` (EOS or a stop string), ``"length"``, ``"error"``, or None while running.
+    ``finish_reason`` is ``"stop"`` (an end id, a stop string or a stop id), ``"length"``, ``"error"``, or None while
+    running; ``stop_reason`` is the stop string or stop id that ended it, None for the checkpoint's own end. ``seed`` is
+    the one that tokens were sampled with. ``logprobs[i]``, where they were asked for, is the log probability (nats, at
+    temperature 1) of ``token_ids[i]`` in the pass that committed it, and ``cumulative_logprob`` their sum.
     """
 
     index: int = 0
@@ -21,7 +25,10 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     commit_steps: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    stop_reason: str | None = None
+    stop_reason: str | int | None = None
+    seed: int | None = None
+    logprobs: list[float] | None = None
+    cumulative_logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,3 +68,7 @@ class RequestOutput:
     metrics: RequestMetrics
     error: D3llmError | None = None
     canvas: Canvas | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold; ``error`` is its message."""
+        return {**asdict(replace(self, error=None)), "error": None if self.error is None else str(self.error)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from d3llm_trt.errors import RequestError, only_this_request
 from d3llm_trt.prompts import encode
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
+from d3llm_trt.runtime.decoding.state import end_ids_of
 from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ class Request:
     @property
     def length(self) -> int:
         """Positions of its canvas."""
-        return len(self.prompt_token_ids) + self.params.max_tokens
+        return len(self.prompt_token_ids) + self.params.num_tokens
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class RequestMaker:
             raise RequestError(f"sampling_params is {params!r}; allowed: SamplingParams")
         with only_this_request("the prompt could not be read"):
             text, ids = encode(prompt, self.tokenizer, self.spec.model_config.vocab_size, self.spec.max_seq_len)
-        request = Request(request_id, text, ids, params, sink, **options)
+        if params.max_tokens is None:
+            params = replace(params, max_tokens=max(1, self.spec.max_seq_len - len(ids)))
+        request = Request(request_id, text, ids, params.with_seed(), sink, **options)
         self._check(request)
         return request
 
@@ -65,10 +68,21 @@ class RequestMaker:
                 f"most max_seq_len, {self.spec.max_seq_len}, together; shorten the prompt, lower max_tokens, or build "
                 "the engine with a higher max_seq_len"
             )
-        if params.end_id is not None and params.end_id >= config.vocab_size:
-            raise RequestError(f"end_id is {params.end_id}; allowed: 0..{config.vocab_size - 1}, or None")
-        if params.end_id == config.mask_token_id:
-            raise RequestError(f"end_id is {params.end_id}, the mask id; allowed: any other id, or None")
+        if params.max_tokens == 0 and config.mask_token_id not in request.prompt_token_ids:
+            raise RequestError(
+                "max_tokens is 0 and the prompt has no mask id, so there is nothing to fill in; raise max_tokens"
+            )
+        for name, ids in (("end_id", [params.end_id]), ("stop_token_ids", params.stop_token_ids)):
+            self._check_ends(name, ids)
+        end_ids_of(config, params)
         if params.stop_strings and self.tokenizer is None:
             raise RequestError("stop needs a tokenizer, which this engine lacks; leave out stop")
-        params.decoding.steps_per_block(params.max_tokens)
+        params.decoding.steps_per_block(params.num_tokens)
+
+    def _check_ends(self, name: str, ids: Sequence[int | None]) -> None:
+        config = self.spec.model_config
+        for token_id in ids:
+            if token_id is not None and token_id >= config.vocab_size:
+                raise RequestError(f"{name} is {token_id}; allowed: 0..{config.vocab_size - 1}, or None")
+            if token_id == config.mask_token_id:
+                raise RequestError(f"{name} is {token_id}, the mask id; allowed: any other id, or None")

@@ -52,7 +52,7 @@ def measure(llm: LLM, batch_size: int, input_len: int, params: SamplingParams, r
     return Measurement(
         batch_size=batch_size,
         input_len=input_len,
-        output_len=params.max_tokens,
+        output_len=params.num_tokens,
         runs=runs,
         seconds=seconds,
         forward_passes=passes,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from d3llm_trt.cli.options import PATH, Several, chosen, config_options
+from d3llm_trt.cli.options import PATH, REVISION, Several, chosen, config_options
 from d3llm_trt.config import ATTENTIONS, BACKENDS, DTYPES, MASKS, QUANTIZATIONS, BuildConfig, TensorRTConfig
 
 BUILD_OPTIONS = config_options(
@@ -30,20 +30,25 @@ TENSORRT_OPTIONS = config_options(
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
+@REVISION
 @click.option("--output", "-o", type=PATH, required=True, help="Engine directory to write.")
 @BUILD_OPTIONS
 @TENSORRT_OPTIONS
 @click.option("--overwrite", is_flag=True, help="Replace an engine that is already there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-def build(checkpoint: Path, output: Path, overwrite: bool, as_json: bool, **settings: Any) -> None:
-    """Turn the d3LLM CHECKPOINT directory into an engine directory."""
+def build(
+    checkpoint: Path, revision: str | None, output: Path, overwrite: bool, as_json: bool, **settings: Any
+) -> None:
+    """Turn the d3LLM CHECKPOINT, a directory or ORG/NAME[@REVISION] on the Hub, into an engine directory."""
+    config = _config(settings)
     from d3llm_trt.build import builder
     from d3llm_trt.build.check import check_build
     from d3llm_trt.capacity import estimate
     from d3llm_trt.cli.inspect import engine_facts, print_facts
+    from d3llm_trt.engine_source import source_directory
     from d3llm_trt.progress import build_progress
 
-    opened, complete = check_build(checkpoint, output, _config(settings), overwrite=overwrite)
+    opened, complete = check_build(source_directory(checkpoint, revision), output, config, overwrite=overwrite)
     click.secho(estimate(opened.config, complete).line(), err=True, dim=True)
     with build_progress() as progress:
         path = builder.build(opened, output, complete, progress, overwrite=overwrite)

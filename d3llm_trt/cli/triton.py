@@ -16,16 +16,19 @@ from d3llm_trt.serving.triton.repository import RepositoryOptions, write_reposit
 @click.argument("engine", type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="Model repository to write into.")
 @config_options(RepositoryOptions, unset="the CPU", gpus={"type": Several(int)})
+@click.option("--overwrite", is_flag=True, help="Replace a model of this name that was written before.")
 @click.option("--validate", is_flag=True, help="Start tritonserver on loopback, send one request, and report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def triton(engine: Path, output: Path, validate: bool, as_json: bool, **settings: Any) -> None:
+def triton(engine: Path, output: Path, overwrite: bool, validate: bool, as_json: bool, **settings: Any) -> None:
     """Write the ENGINE directory into a Triton model repository."""
+    from d3llm_trt.serving.triton.validation import find_server, validate_repository
+
+    if validate:
+        find_server()
     options = RepositoryOptions(**chosen(RepositoryOptions, settings))
-    model = write_repository(engine, output, options)
+    model = write_repository(engine, output, options, overwrite=overwrite)
     facts = {"model": str(model), "name": options.name, "instances": options.instances, "gpus": list(options.gpus)}
     if validate:
-        from d3llm_trt.serving.triton.validation import validate_repository
-
         facts |= validate_repository(output, options.name)
     if as_json:
         click.echo(json.dumps(facts))
