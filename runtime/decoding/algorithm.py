@@ -53,13 +53,11 @@ class Algorithm(Protocol):
 
     def open(self, settings: RequestSettings, progress: RequestProgress, blocks: Blocks) -> Opening:
         """Which blocks are open in the next pass."""
-        ...
 
     def accept(
         self, family: Family, settings: RequestSettings, progress: RequestProgress, blocks: Blocks, scores: Scores
     ) -> Choice:
         """Which candidates this pass commits."""
-        ...
 
 
 def below_threshold_or_forced(
