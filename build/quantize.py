@@ -97,9 +97,9 @@ def output_errors(
     canvas: Tensor,
     progress: OnProgress | None = None,
 ) -> dict[str, float]:
-    """By quantized layer: the norm of its output's error over the norm of its output.
+    """For each quantized layer the norm of its output's error over the norm of its output.
 
-    In one pass over ``canvas`` that asks for the rows of its masks.
+    They are measured in one pass over ``canvas`` that asks for the rows of its masks.
     """
     ops = ops_over(_Comparison, config, weights, len(canvas))
     ops.scales, ops.errors, ops.progress = scales, {}, progress

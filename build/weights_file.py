@@ -56,7 +56,7 @@ class WeightsFile:
     _maps: list[mmap.mmap] = field(default_factory=list, repr=False, compare=False)
 
     def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """Pieces of the file, given by begin and end; read, because mapped pages far apart come in slowly."""
+        """Yield pieces of the file by begin and end; not from the map, whose pages come in slowly where they lie far apart."""
         try:
             with self.path.open("rb") as file:
                 for begin, end in ranges:
