@@ -56,7 +56,7 @@ class WeightsFile:
     _maps: list[mmap.mmap] = field(default_factory=list, repr=False, compare=False)
 
     def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """Yield pieces of the file by begin and end; not from the map, whose pages come in slowly where they lie far apart."""
+        """Yield pieces of the file by begin and end; the map would be slow, since these may lie far apart."""
         try:
             with self.path.open("rb") as file:
                 for begin, end in ranges:

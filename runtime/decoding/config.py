@@ -137,7 +137,7 @@ class DecodingConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> DecodingConfig:
-        """The settings in a YAML or JSON file. Raises ConfigError if it cannot be read or has an unknown key or bad value."""
+        """The settings in a YAML or JSON file. Raises ConfigError if it cannot be read, and as :meth:`from_dict`."""
         return from_mapping(cls, read_settings_file(path) or {}, f"decoding config {path}")
 
 
