@@ -50,17 +50,14 @@ class TritonPythonModel:
         self._open: dict[str, Reply] = {}
         self._lock = threading.Lock()
         self._metrics = Metrics(pb, args["model_name"], args["model_version"], args["model_instance_name"])
-        self._warm_up()
+        (output,) = self._llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1))
+        if output.error is not None:
+            raise pb.TritonModelException(f"the warm-up request failed: {output.error}")
         self._closing = threading.Event()
         # Last: a model that does not load must not end the server.
         self._dismiss_watchdog = _start_watchdog(args["model_instance_name"], exit_on_crash)
         self._watcher = threading.Thread(target=self._watch, name="d3llm-triton", daemon=True)
         self._watcher.start()
-
-    def _warm_up(self) -> None:
-        (output,) = self._llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1))
-        if output.error is not None:
-            raise pb.TritonModelException(f"the warm-up request failed: {output.error}")
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Queue all requests; their outputs are sent by the runtime's thread. A bad one harms no other."""

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.manifest import MANIFEST_FILE, load_manifest, verify_files
@@ -109,32 +110,15 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def config_text(options: RepositoryOptions) -> str:
     """The model's ``config.pbtxt``."""
-    group = f"count: {options.instances} kind: KIND_GPU gpus: {list(options.gpus)}"
-    if not options.gpus:
-        group = f"count: {options.instances} kind: KIND_CPU"
-    return "\n".join(
-        [
-            f'name: "{options.name}"',
-            'backend: "python"',
-            "max_batch_size: 0",
-            "model_transaction_policy { decoupled: true }",
-            *_tensor_lines("input", INPUTS, " optional: true"),
-            *_tensor_lines("output", OUTPUTS, ""),
-            f"instance_group [ {{ {group} }} ]",
-            _parameter("engine_dir", ENGINE_DIR),
-            _parameter("max_queue_size", str(options.max_queue_size)),
-            _parameter("exit_on_crash", str(options.exit_on_crash).lower()),
-            "",
-        ]
+    text = Path(__file__).with_name(CONFIG_NAME).read_text(encoding="utf-8")
+    values = {**vars(options), "exit_on_crash": str(options.exit_on_crash).lower(), "engine_dir": ENGINE_DIR}
+    kind = f"KIND_GPU gpus: {list(options.gpus)}" if options.gpus else "KIND_CPU"
+    inputs, outputs = _tensor_lines(INPUTS, " optional: true"), _tensor_lines(OUTPUTS, "")
+    return Template(text).substitute(values, kind=kind, inputs=inputs, outputs=outputs)
+
+
+def _tensor_lines(items: Sequence[Field], extra: str) -> str:
+    return ",\n".join(
+        f'  {{ name: "{item.name}" data_type: TYPE_{item.kind} dims: [ {-1 if item.many else 1} ]{extra} }}'
+        for item in items
     )
-
-
-def _tensor_lines(kind: str, items: Sequence[Field], extra: str) -> list[str]:
-    def line(item: Field) -> str:
-        return f'  {{ name: "{item.name}" data_type: TYPE_{item.kind} dims: [ {-1 if item.many else 1} ]{extra} }}'
-
-    return [f"{kind} [", ",\n".join(map(line, items)), "]"]
-
-
-def _parameter(key: str, value: str) -> str:
-    return f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}'
