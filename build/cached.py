@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -67,10 +68,7 @@ def cache_key(checkpoint: Checkpoint, settings: EngineConfig) -> str:
 
 
 def _is_good(entry: Path, progress: OnProgress | None) -> bool:
-    if not entry.exists():
-        return False
-    try:
+    with suppress(EngineError):  # as of an entry that is not there
         verify_files(entry, load_manifest(entry), progress)
-    except EngineError:
-        return False
-    return True
+        return True
+    return False

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,31 +22,38 @@ from d3llm_trt.tokenizer import Tokenizer
 ANSWER, PASSES = 96, 4
 GENERATED_PROMPTS = (16, 48, 96)
 SEED = 0
-_Ops = TypeVar("_Ops", bound=TorchOps)
+Watch = Callable[[str, Tensor, Tensor], None]
 
 
 @dataclass
 class Calibration:
-    """What passes over canvases found: the largest input of each linear layer, and the last canvas that was run."""
+    """The largest input of each linear layer in passes over canvases, and the canvas of the last pass."""
 
     peaks: dict[str, Tensor] = field(default_factory=dict)
     canvas: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
-class _Observer(TorchOps):
-    """Remembers the largest input of every linear layer in ``peaks``."""
+class WatchedOps(TorchOps):
+    """Ops for one canvas of ``length`` tokens, without a cache, that show each linear layer to ``watch``.
 
-    peaks: dict[str, Tensor]
+    ``watch`` gets the name of the layer, its input and its output.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], length: int, watch: Watch) -> None:
+        shape = (config.num_layers, 1, 2, config.num_kv_heads, length, config.head_dim)
+        cache = torch.empty(shape, dtype=weights["final_norm.weight"].dtype)
+        super().__init__(config, weights, cache, Windows.whole(length), rotary_tables(config, length))
+        self._watch = watch
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """The product; the largest input is kept."""
-        peak = x.abs().amax().float()
-        self.peaks[name] = torch.maximum(self.peaks.get(name, peak), peak)
-        return super().linear(name, x)
+        """The product, after it was shown."""
+        product = super().linear(name, x)
+        self._watch(name, x, product)
+        return product
 
 
 def canvases_for(config: ModelConfig, settings: EngineConfig, engine_dir: Path) -> list[Tensor]:
-    """What a quantization is calibrated on: prompts of a file, by the tokenizer in ``engine_dir``, or generated ones.
+    """The canvases of a calibration: prompts of a file, by the tokenizer in ``engine_dir``, or generated ones.
 
     Raises ConfigError naming the file, the prompt and what is wrong with it.
     """
@@ -86,16 +92,12 @@ def encoded_prompts(path: Path, tokenizer: Tokenizer | None, vocab_size: int, li
         chat = as_chat(prompt, None) if tokenizer is not None and tokenizer.has_chat_template else prompt
         try:
             _, ids = encode(chat, tokenizer, vocab_size, limit)
-            _check_length(ids, limit)
+            if not 1 <= len(ids) < limit:
+                fix = "change the prompt, or build with a higher max_seq_len"
+                raise ConfigError(f"{len(ids)} tokens; allowed: at least 1 and fewer than max_seq_len, {limit}; {fix}")
         except (RequestError, ConfigError) as error:
             raise ConfigError(f"prompt file {path}: prompt {number}: {error}") from error
         yield ids
-
-
-def _check_length(ids: Sequence[int], limit: int) -> None:
-    if not 1 <= len(ids) < limit:
-        fix = "change the prompt, or build with a higher max_seq_len"
-        raise ConfigError(f"{len(ids)} tokens; allowed: at least 1 and fewer than max_seq_len, {limit}; {fix}")
 
 
 @torch.inference_mode()
@@ -103,14 +105,14 @@ def calibrate(
     config: ModelConfig, weights: Mapping[str, Tensor], canvases: Sequence[Tensor], progress: OnProgress | None = None
 ) -> Calibration:
     """Unmask every canvas in a few passes, each of which commits an equal part of its masks."""
-    found = Calibration()
+    calibration = Calibration()
     for number, canvas in enumerate(canvases):
         for done in range(PASSES):
-            found.canvas = canvas
-            canvas = _after_pass(config, weights, canvas, PASSES - done, found.peaks)
+            calibration.canvas = canvas
+            canvas = _after_pass(config, weights, canvas, PASSES - done, calibration.peaks)
             if progress is not None:
                 progress("calibrate", number * PASSES + done + 1, len(canvases) * PASSES)
-    return found
+    return calibration
 
 
 def _after_pass(
@@ -120,16 +122,13 @@ def _after_pass(
     masked = (canvas == config.mask_token_id).nonzero()[:, 0]
     count = len(masked) // passes_left
     candidates = masked[: max(count + count // 2, 1)]
-    ops = ops_over(_Observer, config, weights, len(canvas))
-    ops.peaks = peaks
+
+    def keep_peak(name: str, x: Tensor, product: Tensor) -> None:
+        peak = x.abs().amax().float()
+        peaks[name] = torch.maximum(peaks.get(name, peak), peak)
+
+    ops = WatchedOps(config, weights, len(canvas), keep_peak)
     logits = forward(config, ops, canvas, (candidates - int(config.shifted_logits)).clamp(min=0))
     scores = select(logits, config.mask_token_id, torch.full(candidates.shape, FINE_EPS), None)
     surest = scores.entropy.argsort(stable=True)[:count]
     return canvas.index_put((candidates[surest],), scores.greedy[surest])
-
-
-def ops_over(kind: type[_Ops], config: ModelConfig, weights: Mapping[str, Tensor], length: int) -> _Ops:
-    """Ops of ``kind`` for one canvas of ``length`` tokens, without a cache."""
-    dtype = weights["final_norm.weight"].dtype
-    shape = (config.num_layers, 1, 2, config.num_kv_heads, length, config.head_dim)
-    return kind(config, weights, torch.empty(shape, dtype=dtype), Windows.whole(length), rotary_tables(config, length))

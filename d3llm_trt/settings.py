@@ -20,9 +20,9 @@ def require(condition: bool, name: str, value: object, allowed: str, error: type
         raise error(f"{name} is {value!r}; allowed: {allowed}")
 
 
-def is_integer(value: object) -> bool:
-    """Whether ``value`` is an int; a bool is not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_integer(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether ``value`` is an int from ``low`` to ``high``; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: object) -> bool:

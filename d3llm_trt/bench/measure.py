@@ -48,7 +48,7 @@ def measure(llm: LLM, batch_size: int, input_len: int, params: SamplingParams, r
     timed = [_timed(llm, prompts, params) for _ in range(runs)]
     seconds = statistics.median(seconds for seconds, _ in timed)
     tokens = statistics.median(sum(len(output.outputs[0].token_ids) for output in outputs) for _, outputs in timed)
-    passes = statistics.median(max(_passes(output) for output in outputs) for _, outputs in timed)
+    passes = statistics.median(max(output.metrics.num_forward_passes for output in outputs) for _, outputs in timed)
     return Measurement(
         batch_size=batch_size,
         input_len=input_len,
@@ -86,7 +86,8 @@ def profiled(run: Callable[[], object]) -> GpuTime:
         torch.cuda.synchronize()
     seconds: dict[str, float] = {}
     for event in profile.key_averages():
-        kind = _class_of(event.key)
+        fitting = (name for name, pattern in KERNEL_CLASSES if re.search(pattern, event.key, re.IGNORECASE))
+        kind = next(fitting, "other")
         seconds[kind] = seconds.get(kind, 0.0) + event.self_device_time_total / 1e6
     ranges = [event.time_range for event in profile.events() if event.device_type.name == "CUDA"]
     busy = covered((kernel.start, kernel.end) for kernel in ranges) / 1e6
@@ -100,10 +101,6 @@ def covered(ranges: Iterable[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
-
-
-def _class_of(kernel: str) -> str:
-    return next((name for name, pattern in KERNEL_CLASSES if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
 def _prompts(llm: LLM, count: int, length: int) -> list[dict[str, list[int]]]:
@@ -125,7 +122,3 @@ def _answer(llm: LLM, prompts: list[dict[str, list[int]]], params: SamplingParam
         if output.error is not None:
             raise D3llmError(f"a request of the benchmark failed: {output.error}")
     return outputs
-
-
-def _passes(output: RequestOutput) -> int:
-    return output.metrics.num_forward_passes

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import d3llm_trt
-from d3llm_trt.cli.options import BAD_INPUT, PATH, REVISION, SOME_FAILED, Command
+from d3llm_trt.cli.options import BAD_INPUT, PATH, REVISION, SOME_FAILED, chosen, config_options
 from d3llm_trt.config import BACKENDS, DTYPES
 from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.prompts import Prompt, as_chat, read_prompts
@@ -35,31 +35,12 @@ def _threshold(value: str) -> float | str:
         raise click.BadParameter(f"{value!r} is not a number of nats, auto or none") from error
 
 
-def decoding_options(command: Command) -> Command:
-    """The options that set a DecodingConfig, each named like its field."""
-    kinds: dict[str, Any] = {
-        "algorithm": click.Choice(ALGORITHMS), "block_size": int, "threshold": _threshold,
-        "block_add_threshold": float, "decoded_token_threshold": float, "cache_delay_iter": int,
-        "refresh_interval": int, "steps": int,
-    }  # fmt: skip
-    helps = {
-        "algorithm": "Which unmasking algorithm decodes.",
-        "block_size": "Generated positions per block.",
-        "threshold": "Entropy in nats below which a token is committed.",
-        "block_add_threshold": "Decoded share of a block that opens the next block.",
-        "decoded_token_threshold": "Decoded share of a block that fully activates the next block.",
-        "cache_delay_iter": "MultiBlock: passes before a finished block's keys and values are reused.",
-        "refresh_interval": "MultiBlock with cache: a full pass every so many passes.",
-        "steps": "LowConfidence: passes for the whole answer.",
-    }
-    defaults = DecodingConfig()
-    for name in reversed(kinds):
-        flag, default = "--" + name.replace("_", "-"), getattr(defaults, name)
-        text = f"{helps[name]}  [default: {'off' if default is None else default}]"
-        metavar = "NATS|auto|none" if name == "threshold" else None
-        option = click.option(flag, type=kinds[name], default=None, show_default=False, metavar=metavar, help=text)
-        command = option(command)
-    return command
+decoding_options = config_options(
+    DecodingConfig,
+    unset="off",
+    algorithm={"type": click.Choice(ALGORITHMS)},
+    threshold={"type": _threshold, "metavar": "NATS|auto|none"},
+)
 
 
 @click.command()
@@ -79,7 +60,6 @@ def decoding_options(command: Command) -> Command:
 @click.option("--end-id", type=int, help="Token id that ends an answer.", show_default="the checkpoint's")
 @click.option("--decoding", type=PATH, help="YAML or JSON file of decoding settings; the options below override it.")
 @decoding_options
-@click.option("--no-early-stop", is_flag=True, help="Keep decoding behind the first end token.")
 @click.option("--backend", type=click.Choice(BACKENDS), help="How the engine is run.", show_default="the engine's")
 @click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
 @click.option("--dtype", type=click.Choice(DTYPES), help="When MODEL is a checkpoint.", show_default="auto")
@@ -142,12 +122,9 @@ def decoding_config(options: dict[str, Any]) -> DecodingConfig:
     """The settings file's configuration, or the default one, with the given options on top."""
     file = options["decoding"]
     config = DecodingConfig.from_file(file) if file else DecodingConfig()
-    names = [field.name for field in fields(DecodingConfig)]
-    changes = {name: options[name] for name in names if options.get(name) is not None}
+    changes = chosen(DecodingConfig, options)
     if changes.get("threshold") == "none":
         changes["threshold"] = None
-    if options.get("no_early_stop"):
-        changes["early_stop"] = False
     return config.with_changes(**changes)
 
 

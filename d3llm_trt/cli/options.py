@@ -1,8 +1,11 @@
-"""Types of command-line arguments and exit codes that the commands share."""
+"""What the commands share: exit codes, types of arguments, and options made from the fields of a config class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +14,7 @@ import click
 SOME_FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 PATH = click.Path(path_type=Path)
 REVISION = click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hugging Face Hub.")
+PLAIN_TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -29,3 +33,40 @@ class Several(click.ParamType[tuple[Any, ...]]):
             return tuple(self._kind(part) for part in parts)
         except ValueError:
             self.fail(f"{value!r} is not a list of {self._kind.__name__} with commas between them", param, ctx)
+
+
+def config_options(config: Any, prefix: str = "", unset: str = "", **forms: Any) -> Callable[[Command], Command]:
+    """An option for each field of a dataclass, named like it, with what the docstring of the class says of it.
+
+    An option that is not given is None; ``unset`` says what an empty default means. ``forms`` are arguments of
+    :func:`click.option` by field; a field of no plain type has an option only with a form.
+    """
+    entries = re.findall(r"^    (\w+): (.+(?:\n        .+)*)", inspect.getdoc(config) or "", re.MULTILINE)
+    texts = {name: " ".join(text.split()).replace("``", "") for name, text in entries}
+
+    def add_options(command: Command) -> Command:
+        for item in reversed(fields(config)):
+            kind = PLAIN_TYPES.get(str(item.type).partition(" ")[0])
+            if kind is not None or item.name in forms:
+                text = texts.get(item.name, "")
+                text = f"{prefix}{text[:1].upper()}{text[1:]}{_shown_default(item.default, unset)}"
+                form = {"type": kind, "is_flag": kind is bool, "help": text, **forms.get(item.name, {})}
+                command = click.option(_flag(item), default=None, show_default=False, **form)(command)
+        return command
+
+    return add_options
+
+
+def chosen(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, of those that :func:`config_options` makes."""
+    return {item.name: options[item.name] for item in fields(config) if options.get(item.name) is not None}
+
+
+def _flag(item: Field[Any]) -> str:
+    name = item.name.replace("_", "-")
+    return f"--{name}/--no-{name}" if item.default is True else f"--{name}"
+
+
+def _shown_default(default: object, unset: str) -> str:
+    shown = unset if default in (None, ()) else "on" if default is True else "" if default is False else default
+    return "" if shown == "" else f"  [default: {shown}]"

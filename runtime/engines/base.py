@@ -18,7 +18,7 @@ class EngineSpec:
     Args:
         model_config: hyper-parameters of the network.
         backend: how it was compiled.
-        dtype: of weights, activations, KV cache and logits.
+        dtype: the type of weights, activations, KV cache and logits.
         quantization: None, or the name of the weights' reduced precision.
         device: where batches must be.
         max_batch_size: slots, so windows in one batch.
@@ -63,12 +63,9 @@ class Engine(Protocol):
     @property
     def spec(self) -> EngineSpec:
         """What it is and can take."""
-        ...
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Raw logits ``[R, vocab]``; Dream's shift is in the choice of rows."""
-        ...
 
     def close(self) -> None:
         """Keep what is worth keeping for the next start; ``forward`` is not called any more."""
-        ...

@@ -12,7 +12,7 @@ from d3llm_trt.progress import OnProgress
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 from d3llm_trt.runtime.decoding.state import DecodingState
 from d3llm_trt.runtime.decoding.step import SlotReport, read_summary, summarize
-from d3llm_trt.runtime.engines.base import EngineSpec
+from d3llm_trt.runtime.engines.base import Engine
 
 
 @dataclass(frozen=True)
@@ -21,69 +21,44 @@ class Occupant:
 
     Args:
         slot: its place in the state.
+        params: its settings.
         length: positions of its canvas.
         blocks: its blocks, the prompt included.
-        algorithm: a name of ``ALGORITHMS``.
-        sampling: whether its temperature is above 0.
-        limited: whether it has top_k or top_p.
-        barring: whether it has min_tokens.
-        report: of its last pass, with the size of its next one.
+        report: what its last pass gave, with the size of its next one.
     """
 
     slot: int
+    params: SamplingParams
     length: int
     blocks: int
-    algorithm: str
-    sampling: bool
-    limited: bool
-    barring: bool
     report: SlotReport
 
     @classmethod
     def entering(cls, slot: int, params: SamplingParams, progress: RequestProgress) -> Occupant:
         """A request before its first pass; ``progress`` is its one row, on the CPU."""
-        length, blocks = progress.canvas.shape[1], progress.active.shape[1]
         (report,) = read_summary(summarize(progress))
-        return cls(
-            slot,
-            length,
-            blocks,
-            algorithm=params.decoding.algorithm,
-            sampling=params.temperature > 0,
-            limited=params.top_k > 0 or params.top_p < 1,
-            barring=params.min_tokens > 0,
-            report=report,
-        )
+        return cls(slot, params, progress.canvas.shape[1], progress.active.shape[1], report)
 
 
 class Stepper(Protocol):
     """Makes passes over an engine and the decoding state of all its slots, both of which it owns."""
 
     @property
-    def spec(self) -> EngineSpec:
-        """What the engine is and can take."""
-        ...
+    def engine(self) -> Engine:
+        """What runs the network."""
 
     @property
     def state(self) -> DecodingState:
         """The state of all slots, to be changed inside :meth:`on_stream` only."""
-        ...
 
     def warm_up(self, progress: OnProgress | None = None) -> None:
         """Prepare what requests will probably need; no request may be in a slot.
 
         ``progress`` is called as ``progress("capture", done, total)``.
         """
-        ...
 
     def step(self, occupants: Sequence[Occupant]) -> list[SlotReport]:
         """One pass for these requests; waits for it."""
-        ...
 
     def on_stream(self) -> AbstractContextManager[object]:
         """What is done inside is queued behind the steps."""
-        ...
-
-    def close(self) -> None:
-        """The engine is not used any more."""
-        ...

@@ -24,7 +24,7 @@ class TensorStepper:
     def __init__(self, engine: Engine) -> None:
         self.spec = engine.spec
         self.state = DecodingState.empty(self.spec.max_batch_size, self.spec.max_seq_len, self.spec.device)
-        self._engine = engine
+        self.engine = engine
 
     def warm_up(self, progress: OnProgress | None = None) -> None:
         """Nothing needs to be prepared."""
@@ -32,29 +32,26 @@ class TensorStepper:
     def step(self, occupants: Sequence[Occupant]) -> list[SlotReport]:
         """One pass for these requests; waits for it."""
         slots = torch.tensor([occupant.slot for occupant in occupants], device=self.spec.device)
-        return read_summary(run_step(self._engine, self.state, slots, sizes_of(occupants)))
+        return read_summary(run_step(self.engine, self.state, slots, sizes_of(occupants)))
 
     def on_stream(self) -> AbstractContextManager[object]:
         """Steps run on whatever stream is the current one."""
         return nullcontext()
 
-    def close(self) -> None:
-        """The engine is not used any more."""
-        self._engine.close()
-
 
 def sizes_of(occupants: Sequence[Occupant]) -> TensorSizes:
     """The sizes of the next step for these requests."""
+    params, reports = [occupant.params for occupant in occupants], [occupant.report for occupant in occupants]
     return TensorSizes(
         batch=len(occupants),
-        tokens=sum(occupant.report.window_tokens for occupant in occupants),
-        rows=sum(occupant.report.candidates for occupant in occupants),
+        tokens=sum(report.window_tokens for report in reports),
+        rows=sum(report.candidates for report in reports),
         width=max(occupant.length for occupant in occupants),
         blocks=max(occupant.blocks for occupant in occupants),
-        algorithms=tuple(sorted({occupant.algorithm for occupant in occupants})),
-        sampling=any(occupant.sampling for occupant in occupants),
-        limited=any(occupant.sampling and occupant.limited for occupant in occupants),
-        barring=any(occupant.barring for occupant in occupants),
+        algorithms=tuple(sorted({each.decoding.algorithm for each in params})),
+        sampling=any(each.temperature > 0 for each in params),
+        limited=any(each.temperature > 0 and (each.top_k > 0 or each.top_p < 1) for each in params),
+        barring=any(each.min_tokens > 0 for each in params),
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.manifest import MANIFEST_FILE, load_manifest, verify_files
@@ -34,9 +35,9 @@ class RepositoryOptions:
     """How the model is served.
 
     Args:
-        name: of the model in Triton.
+        name: the name of the model in Triton.
         instances: engines per device; each decodes its own batch.
-        gpus: devices with instances each; none for the CPU.
+        gpus: devices with instances each, as in 0,1.
         max_queue_size: requests that may wait per instance; more are refused.
         exit_on_crash: end the server when the model's process dies, since its clients would wait for ever.
     """
@@ -50,15 +51,10 @@ class RepositoryOptions:
     def __post_init__(self) -> None:
         sound = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name) is not None
         require(sound, "name", self.name, "1 to 64 letters, digits, - and _")
-        require(
-            is_integer(self.instances) and self.instances >= 1, "instances", self.instances, "an integer of 1 or more"
-        )
-        gpus_sound = all(is_integer(gpu) and gpu >= 0 for gpu in self.gpus) and len(set(self.gpus)) == len(self.gpus)
-        require(gpus_sound, "gpus", self.gpus, "different device numbers")
-        require(
-            is_integer(self.max_queue_size) and self.max_queue_size >= 0,
-            "max_queue_size", self.max_queue_size, "an integer of 0 or more",
-        )  # fmt: skip
+        require(is_integer(self.instances, 1), "instances", self.instances, "an integer of 1 or more")
+        sound = all(is_integer(gpu, 0) for gpu in self.gpus) and len(set(self.gpus)) == len(self.gpus)
+        require(sound, "gpus", self.gpus, "different device numbers")
+        require(is_integer(self.max_queue_size, 0), "max_queue_size", self.max_queue_size, "an integer of 0 or more")
         require(isinstance(self.exit_on_crash, bool), "exit_on_crash", self.exit_on_crash, "True or False")
 
 
@@ -114,32 +110,15 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def config_text(options: RepositoryOptions) -> str:
     """The model's ``config.pbtxt``."""
-    group = f"count: {options.instances} kind: KIND_GPU gpus: {list(options.gpus)}"
-    if not options.gpus:
-        group = f"count: {options.instances} kind: KIND_CPU"
-    return "\n".join(
-        [
-            f'name: "{options.name}"',
-            'backend: "python"',
-            "max_batch_size: 0",
-            "model_transaction_policy { decoupled: true }",
-            *_tensor_lines("input", INPUTS, " optional: true"),
-            *_tensor_lines("output", OUTPUTS, ""),
-            f"instance_group [ {{ {group} }} ]",
-            _parameter("engine_dir", ENGINE_DIR),
-            _parameter("max_queue_size", str(options.max_queue_size)),
-            _parameter("exit_on_crash", str(options.exit_on_crash).lower()),
-            "",
-        ]
+    text = Path(__file__).with_name(CONFIG_NAME).read_text(encoding="utf-8")
+    values = {**vars(options), "exit_on_crash": str(options.exit_on_crash).lower(), "engine_dir": ENGINE_DIR}
+    kind = f"KIND_GPU gpus: {list(options.gpus)}" if options.gpus else "KIND_CPU"
+    inputs, outputs = _tensor_lines(INPUTS, " optional: true"), _tensor_lines(OUTPUTS, "")
+    return Template(text).substitute(values, kind=kind, inputs=inputs, outputs=outputs)
+
+
+def _tensor_lines(items: Sequence[Field], extra: str) -> str:
+    return ",\n".join(
+        f'  {{ name: "{item.name}" data_type: TYPE_{item.kind} dims: [ {-1 if item.many else 1} ]{extra} }}'
+        for item in items
     )
-
-
-def _tensor_lines(kind: str, items: Sequence[Field], extra: str) -> list[str]:
-    def line(item: Field) -> str:
-        return f'  {{ name: "{item.name}" data_type: TYPE_{item.kind} dims: [ {-1 if item.many else 1} ]{extra} }}'
-
-    return [f"{kind} [", ",\n".join(map(line, items)), "]"]
-
-
-def _parameter(key: str, value: str) -> str:
-    return f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}'
