@@ -1,0 +1,107 @@
+"""The bridge to TensorRT 8.5, as far as it goes without one: its networks are the model, its int64 inputs are pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from d3llm_trt import BuildConfig
+from d3llm_trt.build.tensorrt.compile import make_builder
+from d3llm_trt.build.tensorrt.network import build_network
+from d3llm_trt.build.tensorrt.plan import lowered_weights, plan_sizes
+from d3llm_trt.config import TensorRTConfig
+from d3llm_trt.runtime.engines.base import EngineSpec
+from d3llm_trt.runtime.engines.padded import PaddedEngine
+from tests.build.test_tensorrt_network import ExactEngine, packed_weights, worst_error
+from tests.support.golden_cases import GOLDEN
+from tests.support.tensorrt85.interpreter import BridgeInterpreter
+from tests.support.tensorrt85.module import stand_in
+from tests.support.tensorrt85.over_rtx import old_module
+from tests.support.tensorrt85.running import Engine
+
+rtx = pytest.importorskip("tensorrt_rtx")
+
+
+class BridgedSession:
+    """Interprets a network made through the bridge. Caches are updated in place, as the runtime binds them."""
+
+    def __init__(self, trt: Any, built: Any, builder: Any) -> None:
+        self._kept = (built, builder)
+        self._interpreter = BridgeInterpreter(rtx, built.lowering.network.real.new, {}, exact=True)
+
+    def run(self, tensors: Mapping[str, Tensor]) -> None:
+        pairs = {
+            name: tensor.contiguous().view(torch.int32).reshape(*tensor.shape, 2)
+            for name, tensor in tensors.items()
+            if tensor.dtype == torch.int64
+        }
+        for name, result in self._interpreter.run({**tensors, **pairs}).items():
+            tensors[name].copy_(result)
+
+
+def bridged(checkpoint: Path, mask: str) -> PaddedEngine:
+    """An engine over the interpreted network of a checkpoint."""
+    trt = stand_in(old_module(rtx))
+    config, weights = packed_weights(checkpoint)
+    options = TensorRTConfig(attention="native", attention_mask=mask)
+    settings = BuildConfig("tensorrt", "float32", 4, 512, tensorrt=options).resolved(512, "float32")
+    assert settings.tensorrt is not None
+    builder, messages = make_builder(trt)
+    lowered = lowered_weights(config, weights, None)
+    built = build_network(trt, builder, config, lowered, torch.float32, plan_sizes(settings), settings.tensorrt)
+    assert not messages.errors
+    spec = EngineSpec(config, "tensorrt", torch.float64, torch.device("cpu"), 4, 512, 4 * 512)
+    return PaddedEngine(spec, BridgedSession(trt, built, builder))
+
+
+@pytest.mark.parametrize("mask", ["lengths", "explicit"])
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_what_the_bridge_composes_is_the_model(family: str, mask: str) -> None:
+    checkpoint = GOLDEN / f"{family}_tiny"
+    model = ExactEngine(*packed_weights(checkpoint), 4)
+    assert worst_error(bridged(checkpoint, mask), model, family) < 1e-5
+
+
+def test_a_half_network_says_the_precision_of_every_layer() -> None:
+    trt = stand_in(old_module(rtx))
+    config, weights = packed_weights(GOLDEN / "dream_tiny")
+    options = TensorRTConfig(attention="native")
+    settings = BuildConfig("tensorrt", "float16", 4, 512, tensorrt=options).resolved(512, "float16")
+    assert settings.tensorrt is not None
+    builder, messages = make_builder(trt)
+    lowered = lowered_weights(config, {name: weight.half() for name, weight in weights.items()}, None)
+    built = build_network(trt, builder, config, lowered, torch.float16, plan_sizes(settings), settings.tensorrt)
+    network = built.lowering.network
+    assert network.has_half and not messages.errors
+    outputs = [network.real.new.get_output(number) for number in range(network.real.new.num_outputs)]
+    assert len(outputs) == 1 + 2 * config.num_layers
+    assert {output.dtype for output in outputs} == {rtx.float16}
+
+
+def test_int64_inputs_are_pairs_of_int32_in_the_same_memory() -> None:
+    calls: list[Any] = []
+    shapes = {"token_ids": (-1, 2), "slots": (-1,), "cache": (4, 2)}
+    types = {"token_ids": "int32", "slots": "int32", "cache": "half"}
+    real = SimpleNamespace(
+        get_tensor_shape=lambda name: shapes[name],
+        get_tensor_mode=lambda name: "input",
+        get_tensor_dtype=lambda name: types[name],
+        get_tensor_profile_shape=lambda name, profile: [(1, 2), (5, 2), (9, 2)] if name == "token_ids" else [(1,)] * 3,
+        create_execution_context_without_device_memory=lambda: SimpleNamespace(
+            set_input_shape=lambda name, shape: calls.append((name, shape)) or True
+        ),
+    )
+    engine = Engine(SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="input"), int32="int32"), real)
+    assert engine.get_tensor_profile_shape("token_ids", 0) == [(1,), (5,), (9,)]
+    assert engine.get_tensor_profile_shape("slots", 0) == [(1,)] * 3
+    context = engine.create_execution_context("USER_MANAGED")
+    assert context is not None
+    for name, shape in (("token_ids", (7,)), ("slots", (3,)), ("cache", (4, 2))):
+        assert context.set_input_shape(name, shape)
+    assert calls == [("token_ids", (7, 2)), ("slots", (3,)), ("cache", (4, 2))]
