@@ -18,7 +18,8 @@ from d3llm_trt.build.tensorrt.plan import lowered_weights, plan_sizes
 from d3llm_trt.config import TensorRTConfig
 from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.engines.padded import PaddedEngine
-from tests.build.test_tensorrt_network import ExactEngine, packed_weights, worst_error
+from tests.build.test_tensorrt_network import ExactEngine, packed_weights
+from tests.support.golden_batches import worst_error
 from tests.support.golden_cases import GOLDEN
 from tests.support.tensorrt85.interpreter import BridgeInterpreter
 from tests.support.tensorrt85.module import stand_in
