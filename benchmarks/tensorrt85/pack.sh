@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# [PART=bytes] pack.sh FOLDER: parts p00, p01, ... with all that a GPU machine without a network needs beside its own
-# torch 2.11: Python 3.10, torch's Python side, TensorRT 8.5.3.1, cuBLAS 11, this tree and its compiled libraries.
+# [PART=bytes] pack.sh FOLDER [tree]: all that a GPU machine without a network needs beside its own torch 2.11, in parts
+# p00, p01, ...: Python 3.10, torch's Python side, TensorRT 8.5.3.1 and cuBLAS 11; and in tree.tar.zst this tree and its
+# compiled libraries. With `tree` only the latter is made again.
 #
 # Run it in the root of the tree, after `make plugins` and
 #   cmake --build out/cmake --target d3llm_tensorrt85
@@ -9,12 +10,21 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd) tree=$PWD
 out=$(mkdir -p "$1" && cd "$1" && pwd)
-work=$out/work py310=${PY310:-$(ls -d "$HOME"/.pyenv/versions/3.10.*/ | head -1)}
+work=$out/work
 mkdir -p "$work"
 cd "$work"
 
 fetch() { python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.10 -d wheels "$@"; }
 compress() { zstd -T0 -12 --long=27 -q -f "$@"; }
+
+# This tree, with the libraries that git ignores.
+rm -rf tree
+mkdir -p tree/plugins/lib
+git -C "$tree" archive HEAD | tar xf - -C tree
+cp "${LIBRARIES:-$tree/plugins/lib}"/*.so tree/plugins/lib/
+cp "${PLUGIN:-$tree/out/cmake/libd3llm_tensorrt85.so}" tree/
+tar cf - tree | compress -o "$out/tree.tar.zst"
+if [ "${2:-}" = tree ]; then exit; fi
 
 if [ ! -e wheels/.complete ]; then
   fetch tensorrt==8.5.3.1 nvidia-cublas-cu11==11.11.3.6 torch==2.11.0 numpy==1.26.4 safetensors tokenizers click filelock \
@@ -22,6 +32,8 @@ if [ ! -e wheels/.complete ]; then
     pytest iniconfig packaging pluggy exceptiongroup tomli
   touch wheels/.complete
 fi
+
+py310=${PY310:-$(ls -d "$HOME"/.pyenv/versions/3.10.*/ | head -1)}
 
 # Python, with torch's small files: its large libraries are those of the machine's own torch.
 rm -rf bundle trt
@@ -49,16 +61,10 @@ large="trt/tensorrt/libnvinfer.so.8 trt/tensorrt/libnvinfer_builder_resource.so.
 python3 "$here/prune.py" "${ARCHITECTURE:-90}" $large
 mv $large "$library/"
 
-# This tree, with the libraries that git ignores.
-mkdir -p bundle/tree/plugins/lib
-git -C "$tree" archive HEAD | tar xf - -C bundle/tree
-cp "${LIBRARIES:-$tree/plugins/lib}"/*.so bundle/tree/plugins/lib/
-cp "${PLUGIN:-$tree/out/cmake/libd3llm_tensorrt85.so}" bundle/tree/
-
 tar cf - bundle | compress -o bundle.tar.zst
 mkdir -p zstd
 cp "$(command -v zstd)" zstd/
 ldd zstd/zstd | awk '/liblz4|libzstd|liblzma|libz\.so/ {print $3}' | xargs -I{} cp -L {} zstd/
 rm -f "$out"/p[0-9][0-9]
 tar cf - zstd bundle.tar.zst | split -b "${PART:-38000000}" -d -a 2 - "$out/p"
-ls -l "$out"/p[0-9][0-9]
+ls -l "$out"/p[0-9][0-9] "$out/tree.tar.zst"
