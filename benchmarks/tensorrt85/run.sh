@@ -20,7 +20,7 @@ ln -sf "$theirs"/torch/bin/* "$site/torch/bin/"
 for library in libtorch_cuda.so libtorch_cpu.so libtorch_cuda_linalg.so; do
   ln -sf "$theirs/torch/lib/$library" "$site/torch/lib/$library"
 done
-shared=$(ls -d "$theirs"/nvidia/*/lib "$theirs"/cusparselt/lib 2> /dev/null | tr '\n' ':')
+shared=$(find "$theirs"/nvidia "$theirs"/cusparselt -maxdepth 2 -name lib -printf '%p:' 2> /dev/null || true)
 export LD_LIBRARY_PATH=$PWD/bundle/py/lib:$site/tensorrt:$site/torch/lib:$shared
 export PYTHONPATH=$PWD/tree PYTHONWARNINGS=ignore D3LLM_TRT_CACHE=$PWD/cache
 cd tree
