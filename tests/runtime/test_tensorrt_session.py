@@ -89,6 +89,26 @@ def test_a_run_sets_profile_shapes_and_addresses_and_enqueues_on_torchs_stream()
     assert plan.calls[9] == ("set_optimization_profile_async", 0, STREAM)
 
 
+def test_a_graph_keeps_the_context_it_was_captured_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = simple_double()
+    session = TensorRTSession(TRT, double, CPU)
+    made = [call for call in double.calls if call[0] in ("create_execution_context", "set_device_memory")]
+    double.calls.clear()
+    tensors = {"x": torch.zeros(6), "y": torch.zeros(6)}
+    capturing = "d3llm_trt.runtime.engines.tensorrt_session.is_capturing"
+    session.run(tensors)
+    monkeypatch.setattr(capturing, lambda device: True)
+    session.run(tensors)
+    assert [call[0] for call in double.calls[5:]] == ["execute_async_v3"], (
+        "the captured run is that of the same context"
+    )
+    monkeypatch.setattr(capturing, lambda device: False)
+    double.calls.clear()
+    session.run(tensors)
+    assert double.calls[:2] == made, "the next one has another, over the same scratch"
+    assert [call[0] for call in double.calls[2:4]] == ["set_optimization_profile_async", "set_input_shape"]
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
