@@ -11,9 +11,7 @@ namespace d3llm {
 namespace tensorrt {
 namespace {
 
-using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
-using nvinfer1::PluginFieldType;
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
@@ -30,16 +28,10 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
     }
   }
 
-  const PluginFieldCollection* getFieldNames() noexcept override { return &collection_; }
+  const PluginFieldCollection* getFieldNames() noexcept override { return field_names(); }
   const char* getPluginName() const noexcept override { return kPluginName; }
   const char* getPluginVersion() const noexcept override { return kPluginVersion; }
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
-
- private:
-  const PluginField fields_[kNumFields] = {{kFieldNames[0], nullptr, PluginFieldType::kINT32, 1},
-                                           {kFieldNames[1], nullptr, PluginFieldType::kINT32, 1},
-                                           {kFieldNames[2], nullptr, PluginFieldType::kINT32, 1}};
-  const PluginFieldCollection collection_{kNumFields, fields_};
 };
 
 }  // namespace

@@ -80,6 +80,14 @@ bool heads_fit(const char* layer, const Heads& heads) {
 
 }  // namespace
 
+const PluginFieldCollection* field_names() {
+  static const PluginField fields[kNumFields] = {{kFieldNames[0], nullptr, PluginFieldType::kINT32, 1},
+                                                 {kFieldNames[1], nullptr, PluginFieldType::kINT32, 1},
+                                                 {kFieldNames[2], nullptr, PluginFieldType::kINT32, 1}};
+  static const PluginFieldCollection collection{kNumFields, fields};
+  return &collection;
+}
+
 bool read_heads(const char* layer, const PluginFieldCollection* fields, Heads* heads) {
   return read_values(layer, fields, heads) && heads_fit(layer, *heads);
 }

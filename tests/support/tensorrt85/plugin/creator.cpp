@@ -11,10 +11,6 @@ namespace tensorrt85 {
 namespace {
 
 using d3llm::tensorrt::Heads;
-using d3llm::tensorrt::kFieldNames;
-using d3llm::tensorrt::kNumFields;
-using nvinfer1::PluginField;
-using nvinfer1::PluginFieldType;
 
 Plugin* make(const char* layer, const Heads& heads, bool building) {
   try {
@@ -30,7 +26,7 @@ class AttentionCreator final : public Creator {
   int32_t version() const noexcept override { return kVersion; }
   const char* type_name() const noexcept override { return d3llm::tensorrt::kPluginName; }
   const char* type_version() const noexcept override { return d3llm::tensorrt::kPluginVersion; }
-  const PluginFieldCollection* fields() noexcept override { return &collection_; }
+  const PluginFieldCollection* fields() noexcept override { return d3llm::tensorrt::field_names(); }
 
   Plugin* create(const char* layer, const PluginFieldCollection* fields) noexcept override {
     Heads heads{};
@@ -49,12 +45,6 @@ class AttentionCreator final : public Creator {
 
   void set_namespace(const char*) noexcept override {}
   const char* get_namespace() const noexcept override { return d3llm::tensorrt::kPluginNamespace; }
-
- private:
-  const PluginField fields_[kNumFields] = {{kFieldNames[0], nullptr, PluginFieldType::kINT32, 1},
-                                           {kFieldNames[1], nullptr, PluginFieldType::kINT32, 1},
-                                           {kFieldNames[2], nullptr, PluginFieldType::kINT32, 1}};
-  const PluginFieldCollection collection_{kNumFields, fields_};
 };
 
 }  // namespace
