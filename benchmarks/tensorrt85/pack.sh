@@ -56,10 +56,10 @@ mkdir -p "$library"
 cp trt/tensorrt/{__init__.py,tensorrt.so,libnvonnxparser.so.8,libnvparsers.so.8} "$library/"
 echo 'extern "C" bool initLibNvInferPlugins(void*, const char*) { return true; }' |
   g++ -shared -fPIC -x c++ - -o "$library/libnvinfer_plugin.so.8" -Wl,-soname,libnvinfer_plugin.so.8
-large="trt/tensorrt/libnvinfer.so.8 trt/tensorrt/libnvinfer_builder_resource.so.8.5.3
-  trt/nvidia/cublas/lib/libcublas.so.11 trt/nvidia/cublas/lib/libcublasLt.so.11"
+large="trt/tensorrt/libnvinfer.so.8 trt/nvidia/cublas/lib/libcublas.so.11 trt/nvidia/cublas/lib/libcublasLt.so.11"
 python3 "$here/prune.py" "${ARCHITECTURE:-90}" $large
-mv $large "$library/"
+# The builder's kernels stay whole: it compares their checksum.
+mv $large trt/tensorrt/libnvinfer_builder_resource.so.8.5.3 "$library/"
 
 tar cf - bundle | compress -o bundle.tar.zst
 mkdir -p zstd

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -38,6 +37,11 @@ class Plan:
     buckets: tuple[int, ...]
     source: str = "tiny"  # or golden, damaged, medium
     strip_weights: bool = False
+
+    @property
+    def timed(self) -> bool:
+        """Whether a pass of it is timed: both families take the same time."""
+        return self.family == "llada" and self.source in ("tiny", "medium")
 
     def settings(self, backend: str) -> BuildConfig:
         """The build settings for ``tensorrt``, or for ``torch`` in the same dtype."""
@@ -104,12 +108,13 @@ def build(plan: Plan, work: Path, backend: str) -> dict[str, Any]:
     seconds = time.monotonic() - start
     sound = GOLDEN / f"{plan.family}_tiny" if plan.source == "damaged" else checkpoint
     build_engine(sound, twin(plan, work), plan.settings("torch"))
-    manifest = load_manifest(directory)
+    files = load_manifest(directory).files
     return {
         "build_seconds": round(seconds, 1),
-        "files": {name: facts.size for name, facts in manifest.files.items() if name.startswith("rank0")},
-        "tensorrt": manifest.backend_version,
-        "settings": json.loads(json.dumps(plan.settings(backend).to_dict())),
+        "bytes": {name: facts.size for name, facts in files.items() if name.startswith("rank0")},
+        "slots": plan.slots,
+        "max_seq_len": plan.max_seq_len,
+        "token_buckets": plan.buckets,
     }
 
 

@@ -90,23 +90,21 @@ def test_a_run_sets_profile_shapes_and_addresses_and_enqueues_on_torchs_stream()
 
 
 def test_a_graph_keeps_the_context_it_was_captured_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    double = simple_double()
-    session = TensorRTSession(TRT, double, CPU)
-    made = [call for call in double.calls if call[0] in ("create_execution_context", "set_device_memory")]
-    double.calls.clear()
+    plan = simple_plan()
+    session = session_of(plan)
+    making = list(plan.calls)
     tensors = {"x": torch.zeros(6), "y": torch.zeros(6)}
-    capturing = "d3llm_trt.runtime.engines.tensorrt_session.is_capturing"
     session.run(tensors)
+    plan.calls.clear()
+    capturing = "d3llm_trt.runtime.engines.tensorrt_session.is_capturing"
     monkeypatch.setattr(capturing, lambda device: True)
     session.run(tensors)
-    assert [call[0] for call in double.calls[5:]] == ["execute_async_v3"], (
-        "the captured run is that of the same context"
-    )
+    assert plan.calls == [("execute_async_v3", STREAM)], "it is the context that ran before"
     monkeypatch.setattr(capturing, lambda device: False)
-    double.calls.clear()
+    plan.calls.clear()
     session.run(tensors)
-    assert double.calls[:2] == made, "the next one has another, over the same scratch"
-    assert [call[0] for call in double.calls[2:4]] == ["set_optimization_profile_async", "set_input_shape"]
+    assert plan.calls[:2] == making, "the next run has another one, over the same scratch"
+    assert [call[0] for call in plan.calls[2:4]] == ["set_optimization_profile_async", "set_input_shape"]
 
 
 @pytest.mark.parametrize(

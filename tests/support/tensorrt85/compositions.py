@@ -69,28 +69,25 @@ class RotaryEmbedding(Composition):
         """See :class:`Composition`."""
         half = self._dim // 2
         halves = self.reshaped("halves", self._x, (0, 0, 0, 2, half))
-        first, second = (
-            self.named(f"half{index}", self.network.add_gather(halves, self.integers(f"{index}", index, ()), 3))
-            for index in range(2)
-        )
+        exchanged = self.named("exchanged", self.network.add_gather(halves, self.integers("order", [1, 0], (2,)), 3))
+        # TensorRT 8.5 joins the halves wrongly where they come from one tensor, so there is no concatenation.
+        signs = np.array([-1.0, 1.0], np.float32).reshape(1, 1, 1, 2, 1)
         cos, sin = (
             self.reshaped(
                 f"{kind}.rows",
                 self.named(kind, self.network.add_gather(table, self._positions, 0)),
-                (0, 1, -1, half),
+                (0, 1, -1, 1, half),
             )
             for kind, table in zip(("cos", "sin"), self._tables, strict=True)
         )
-        left = self.binary("left", self.binary("a", first, "PROD", cos), "SUB", self.binary("b", second, "PROD", sin))
-        right = self.binary("right", self.binary("c", second, "PROD", cos), "SUM", self.binary("d", first, "PROD", sin))
-        return self.named("both", self.network.add_concatenation([left, right], 3))
+        signed = self.binary("signed", sin, "PROD", self.network.constant(f"{self.name}.signs", signs))
+        turned = self.binary("turned", exchanged, "PROD", signed)
+        both = self.binary("both", self.binary("kept", halves, "PROD", cos), "SUM", turned)
+        return self.reshaped("rotated", both, (0, 0, 0, self._dim))
 
 
 class CacheUpdate(Composition):
-    """``cache[B, heads, P, d]`` with the rows ``[starts[b], starts[b] + S)`` from ``update[B, heads, S, d]``.
-
-    Output and cache may share memory: a row is replaced by what does not depend on the cache, or stays as it is.
-    """
+    """``cache[B, heads, P, d]`` with the rows ``[starts[b], starts[b] + S)`` from ``update[B, heads, S, d]``."""
 
     def __init__(self, network: Any, cache: Any, update: Any, starts: Any) -> None:
         super().__init__(network)
@@ -138,16 +135,19 @@ class Attention(Composition):
         seen, seen_rows = self._seen()
         _, kv_heads, _, dim = self._k.shape
         none, transposed = trt.MatrixOperation.NONE, trt.MatrixOperation.TRANSPOSE
+        zero = network.constant(f"{self.name}.zero", np.zeros((1, 1, 1, 1), _numpy(self._v.dtype)))
+        keys, values = (
+            self.named(part, network.add_select(seen_rows, cache, zero))
+            for part, cache in (("keys", self._k), ("values", self._v))
+        )
         # The queries that share a key head stand one below the other.
         grouped = self.reshaped("grouped", self._q, (0, kv_heads, -1, dim))
-        scores = self.named("scores", network.add_matrix_multiply(grouped, none, self._k, transposed))
+        scores = self.named("scores", network.add_matrix_multiply(grouped, none, keys, transposed))
         full = self.named("scores.float32", network.add_cast(scores, DataType.FLOAT))
         hidden = network.constant(f"{self.name}.hidden", np.full((1, 1, 1, 1), HIDDEN, np.float32))
         masked = self.named("masked", network.add_select(seen, full, hidden))
         shares = self.named("softmax", network.add_softmax(masked, 3))
         shares = self.named("shares", network.add_cast(shares, self._v.dtype))
-        zero = network.constant(f"{self.name}.zero", np.zeros((1, 1, 1, 1), _numpy(self._v.dtype)))
-        values = self.named("values", network.add_select(seen_rows, self._v, zero))
         attended = self.named("attended", network.add_matrix_multiply(shares, none, values, none))
         return self._ungrouped(attended)
 

@@ -45,6 +45,3 @@ class BridgeInterpreter(Interpreter):
     def _softmax(self, layer: Any, inputs: list[Tensor]) -> Tensor:
         (axis,) = (axis for axis in range(inputs[0].ndim) if layer.axes >> axis & 1)
         return inputs[0].softmax(axis)
-
-    def _concatenation(self, layer: Any, inputs: list[Tensor]) -> Tensor:
-        return torch.cat(inputs, layer.axis)

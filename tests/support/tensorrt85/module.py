@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,6 +21,10 @@ SAME = (
 )  # fmt: skip
 
 
+# The bridge has what 11.0 has; the rest of the version is whose work it is.
+VERSION = "11.0.8.5.3.1"
+
+
 class Callbacks:
     """The base class of progress monitors and stream writers, which the bridge calls."""
 
@@ -33,7 +38,8 @@ def stand_in(real: Any, plugin_library: Path | None = None) -> ModuleType:
     registry = Registry(real, plugin_library)
     names: dict[str, Any] = {name: getattr(real, name) for name in SAME}
     names |= {
-        "__version__": real.__version__,
+        "__version__": VERSION,
+        "__spec__": ModuleSpec("tensorrt", None),  # torch's profiler looks for it
         "float32": DataType.FLOAT, "float16": DataType.HALF, "bfloat16": MISSING, "fp8": MISSING,
         "int32": DataType.INT32, "int64": DataType.INT64, "bool": DataType.BOOL,
         "Weights": partial(Weights, real),

@@ -12,6 +12,7 @@ from tests.support.tensorrt85 import compositions
 from tests.support.tensorrt85.types import DataType, Weights
 
 PAIR = 2  # int32 numbers of an int64
+COMPOSED_CACHES = "caches that are not updated in place"  # the name of such a network, which its plan has too
 
 
 class Tensor:
@@ -74,15 +75,20 @@ class Int64Input:
 
 
 class Layer:
-    """A layer whose outputs all have one type. What is not defined here is the layer's own."""
+    """A layer whose outputs all have one type, in which it computes. What is not defined here is the layer's own.
 
-    def __init__(self, real_module: Any, layer: Any, dtype: DataType) -> None:
+    With ``mixed`` inputs it has no precision, which would be that of all of them.
+    """
+
+    def __init__(self, real_module: Any, layer: Any, dtype: DataType, mixed: bool = False) -> None:
         for name, value in (("layer", layer), ("dtype", dtype)):
             object.__setattr__(self, name, value)
-        if dtype.is_float:
+        if not dtype.is_float:
+            return
+        if not mixed:
             layer.precision = dtype.of(real_module)
-            for number in range(layer.num_outputs):
-                layer.set_output_type(number, dtype.of(real_module))
+        for number in range(layer.num_outputs):
+            layer.set_output_type(number, dtype.of(real_module))
 
     def get_output(self, number: int) -> Tensor:
         """An output."""
@@ -111,9 +117,9 @@ class Network:
         self._kept: list[Any] = []
         self._unnamed = itertools.count()
 
-    def _layer(self, layer: Any, dtype: DataType) -> Layer:
+    def _layer(self, layer: Any, dtype: DataType, mixed: bool = False) -> Layer:
         self.has_half |= dtype is DataType.HALF
-        return Layer(self.real_module, layer, dtype)
+        return Layer(self.real_module, layer, dtype, mixed)
 
     def constant(self, name: str, values: Any) -> Tensor:
         """A constant of the bridge's own; integers are int32."""
@@ -143,6 +149,8 @@ class Network:
 
     def mark_output(self, tensor: Tensor) -> None:
         self.real.mark_output(tensor.real)
+        # What the layer says of its output is not enough for one of the network.
+        self.real.get_output(self.real.num_outputs - 1).dtype = tensor.dtype.of(self.real_module)
 
     def add_cast(self, x: Any, dtype: DataType) -> Layer:
         return self._layer(self.real.add_identity(x.real), dtype)
@@ -188,20 +196,17 @@ class Network:
         layer.axes = 1 << axis
         return self._layer(layer, x.dtype)
 
-    def add_concatenation(self, tensors: Sequence[Any], axis: int) -> Layer:
-        layer = self.real.add_concatenation([tensor.real for tensor in tensors])
-        layer.axis = axis
-        return self._layer(layer, tensors[0].dtype)
-
     def add_plugin_v3(self, tensors: Sequence[Any], shapes: Sequence[Any], plugin: Any) -> Layer:
         assert not shapes
-        return self._layer(self.real.add_plugin_v2([tensor.memory for tensor in tensors], plugin), tensors[0].dtype)
+        layer = self.real.add_plugin_v2([tensor.memory for tensor in tensors], plugin)
+        return self._layer(layer, tensors[0].dtype, mixed=True)
 
     def add_rotary_embedding(self, x: Any, cos: Any, sin: Any, interleaved: bool, dim: int) -> Any:
         assert not interleaved
         return compositions.RotaryEmbedding(self, x, cos, sin, dim)
 
     def add_kv_cache_update(self, cache: Any, update: Any, starts: Any, mode: Any) -> Any:
+        self.real.name = COMPOSED_CACHES
         return compositions.CacheUpdate(self, cache, update, starts)
 
     def add_attention_v2(self, q: Any, k: Any, v: Any, normalization: Any, mask: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 # Calls of INetworkDefinition that are the same in both.
 LAYERS = (
     "add_constant", "add_gather", "add_elementwise", "add_unary", "add_activation", "add_reduce", "add_shuffle",
-    "add_slice", "add_matrix_multiply", "add_select", "add_softmax", "add_concatenation",
+    "add_slice", "add_matrix_multiply", "add_select", "add_softmax",
 )  # fmt: skip
 NAMES = (
     "ILogger", "Logger", "MatrixOperation", "ElementWiseOperation", "UnaryOperation", "ActivationType",
@@ -47,12 +47,24 @@ class OldIdentity(OldLayer):
         vars(self)["_layer"] = self._add(dtype)
 
 
+class OldOutput:
+    """An output of the network, which can be told its type."""
+
+    def __init__(self, tensor: Any) -> None:
+        vars(self)["tensor"] = tensor
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Only a check, too."""
+        assert name == "dtype" and value == self.tensor.dtype
+
+
 class OldNetwork:
     """What the bridge calls of the old INetworkDefinition; the new one is ``new``."""
 
     def __init__(self, real_module: Any, new: Any) -> None:
         self._int32 = real_module.int32
         self.new = new
+        self.name = ""
 
     def __getattr__(self, name: str) -> Any:
         add = getattr(self.new, name)
@@ -66,8 +78,8 @@ class OldNetwork:
         shape = self.new.add_shape(x).get_output(0)
         return OldLayer(self.new.add_cast(shape, self._int32))
 
-    def mark_output(self, tensor: Any) -> None:
-        self.new.mark_output(tensor)
+    def get_output(self, number: int) -> OldOutput:
+        return OldOutput(self.new.get_output(number))
 
 
 def old_module(rtx: Any) -> Any:

@@ -6,6 +6,8 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+from d3llm_trt.plugins.library import KERNELS
+
 
 class Registry:
     """One registry of the process. ``library`` is our plugin for the old interface, which stands in for any other."""
@@ -21,7 +23,8 @@ class Registry:
 
     def load_library(self, path: str) -> Any:
         """A handle, or None. The library at ``path`` is for the new interface; ours is loaded in its place."""
-        assert Path(path).exists() and self._library is not None
+        assert self._library is not None
+        ctypes.CDLL(str(Path(path).with_name(KERNELS)))  # which ours needs
         core = ctypes.CDLL("libnvinfer.so.8")
         core.getPluginRegistry.restype = ctypes.c_void_p
         handle = ctypes.CDLL(str(self._library))

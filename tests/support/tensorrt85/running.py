@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from tests.support.tensorrt85.network import PAIR
+import torch
+
+from tests.support.tensorrt85.network import COMPOSED_CACHES, PAIR
 
 USER_MANAGED = "USER_MANAGED"
 
@@ -40,12 +44,19 @@ class Engine:
         shapes = [tuple(shape) for shape in self.real.get_tensor_profile_shape(name, profile)]
         return [shape[:-1] for shape in shapes] if self.is_int64(name) else shapes
 
+    def is_input(self, name: str) -> bool:
+        """Whether the tensor is an input."""
+        return bool(self.real.get_tensor_mode(name) == self._real_module.TensorIOMode.INPUT)
+
     def is_int64(self, name: str) -> bool:
         """Whether the tensor is one of int32 pairs."""
         shape = tuple(self.real.get_tensor_shape(name))
-        is_input = self.real.get_tensor_mode(name) == self._real_module.TensorIOMode.INPUT
         integers = self.real.get_tensor_dtype(name) == self._real_module.int32
-        return is_input and integers and len(shape) > 1 and shape[-1] == PAIR
+        return self.is_input(name) and bool(integers) and len(shape) > 1 and shape[-1] == PAIR
+
+    def item_size(self, name: str) -> int:
+        """Bytes of one value of a float tensor."""
+        return 2 if self.real.get_tensor_dtype(name) == self._real_module.float16 else 4
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         return int(self.real.device_memory_size)
@@ -57,11 +68,16 @@ class Engine:
 
 
 class Context:
-    """What a session calls of IExecutionContext. The rest is the old context's."""
+    """What a session calls of IExecutionContext. The rest is the old context's.
+
+    A composed cache goes into memory of the bridge, and from there to its place once the plan has run.
+    """
 
     def __init__(self, engine: Engine, real: Any) -> None:
         self._engine = engine
         self.real = real
+        self._inputs: dict[str, int] = {}
+        self._copies: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -72,6 +88,34 @@ class Context:
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
         extra = (PAIR,) if self._engine.is_int64(name) else ()
         return bool(self.real.set_input_shape(name, (*shape, *extra)))
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if self._engine.is_input(name):
+            self._inputs[name] = address
+        elif self._engine.name == COMPOSED_CACHES and address in self._inputs.values():
+            address = self._memory_beside(name, address)
+        return bool(self.real.set_tensor_address(name, address))
+
+    def _memory_beside(self, name: str, address: int) -> int:
+        """Memory of the bridge for an output, whose place is ``address``."""
+        size = math.prod(self.real.get_tensor_shape(name)) * self._engine.item_size(name)
+        beside = torch.empty(size, dtype=torch.uint8, device="cuda")
+        self._copies[name] = (bytes_at(address, size), beside)
+        return beside.data_ptr()
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if not self.real.execute_async_v3(stream):
+            return False
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+            for place, beside in self._copies.values():
+                place.copy_(beside)
+        return True
+
+
+def bytes_at(address: int, size: int) -> torch.Tensor:
+    """Memory of the GPU as a tensor."""
+    described = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
+    return torch.as_tensor(SimpleNamespace(__cuda_array_interface__=described), device="cuda")
 
 
 class Refitter:
