@@ -104,11 +104,11 @@ class Context:
         return beside.data_ptr()
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert stream == torch.cuda.current_stream().cuda_stream  # the copies go there
         if not self.real.execute_async_v3(stream):
             return False
-        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
-            for place, beside in self._copies.values():
-                place.copy_(beside)
+        for place, beside in self._copies.values():
+            place.copy_(beside)
         return True
 
 
