@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.tensorrt85.plans import open_engine
 from d3llm_trt import LLM, DecodingConfig, RequestOutput, SamplingParams
 from examples.tiny_d3llm.check import HELDOUT_SEED
 from examples.tiny_d3llm.problems import Problem, is_exact, make_problems
@@ -24,19 +25,22 @@ DECODINGS = {
     ),
 }
 Outputs = dict[str, list[RequestOutput]]
+Note = Callable[[dict[str, Any]], None]
 
 
-def compare_answers(plan: Path, twin: Path, count: int, device: str) -> dict[str, Any]:
-    """By decoding: accuracy of both, and the shares of answers and numbers of passes that are the same."""
+def compare_answers(plan: Path, twin: Path, count: int, device: str, note: Note) -> None:
+    """By decoding: accuracy of both, and the shares of answers and numbers of passes that are the same.
+
+    ``note`` is called with what is found, as soon as it is.
+    """
     problems = make_problems(count, HELDOUT_SEED, "heldout")
     reference, _ = answer(twin, problems, device, "off")
     eager, seconds = answer(plan, problems, device, "off")
-    found: dict[str, Any] = {name: _compared(problems, reference[name], eager[name]) for name in DECODINGS}
     for name in DECODINGS:
-        found[name]["seconds"] = round(seconds[name], 2)
-    if (captured := _captured(plan, problems, device, eager)) is not None:
-        found["graphs"] = captured
-    return found
+        found = _compared(problems, reference[name], eager[name])
+        note({name: {**found, "seconds": round(seconds[name], 2)}})
+    if open_engine(plan, device).spec.graph_capturable:
+        note({"graphs": _captured(plan, problems, device, eager)})
 
 
 def answer(
@@ -85,17 +89,12 @@ def _share(held: Iterator[bool]) -> float:
     return sum(listed) / len(listed)
 
 
-def _captured(plan: Path, problems: Sequence[Problem], device: str, eager: Outputs) -> dict[str, Any] | None:
-    """The same answers by replayed graphs; None for an engine that cannot be captured."""
-    from benchmarks.tensorrt85.plans import open_engine
-
-    if not open_engine(plan, device).spec.graph_capturable:
-        return None
+def _captured(plan: Path, problems: Sequence[Problem], device: str, eager: Outputs) -> dict[str, Any]:
+    """The same answers by replayed graphs."""
     with counted_replays() as replays:
         captured, seconds = answer(plan, problems, device, "all")
-    same = {name: _same(eager[name], captured[name]) for name in DECODINGS}
     return {
-        "same_answers_as_eager": same,
+        "same_answers_as_eager": {name: _same(eager[name], captured[name]) for name in DECODINGS},
         "replays": len(replays),
         "graphs": len(set(replays)),
         "seconds": {name: round(taken, 2) for name, taken in seconds.items()},

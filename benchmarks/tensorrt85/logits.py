@@ -21,25 +21,25 @@ from tests.support.golden_batches import golden_batches, on_device, worst_error
 from tests.support.golden_cases import Case, read_cases
 
 Change = Callable[[dict[str, Tensor]], None]
+Note = Callable[[dict[str, Any]], None]
 
 
-def compare_logits(plan: Plan, work: Path, device: str) -> dict[str, Any]:
-    """Largest differences of the logits from the torch engine's, and golden tokens."""
+def compare_logits(plan: Plan, work: Path, device: str, note: Note) -> None:
+    """Largest difference of the logits from the torch engine's, golden tokens, and what mutations do to them.
+
+    ``note`` is called with what is found, as soon as it is.
+    """
     engine, model = open_engine(work / plan.name, device), open_engine(twin(plan, work), device)
-    largest = max(float(model.forward(on_device(batch, device)).abs().max()) for batch in golden_batches(plan.family))
-    found: dict[str, Any] = {
-        "largest_logit": largest,
-        "error": worst_error(engine, model, plan.family, device),
-    }
+    batches = (on_device(batch, device) for batch in golden_batches(plan.family))
+    note({"largest_logit": max(float(model.forward(batch).abs().max()) for batch in batches)})
+    note({"error": worst_error(engine, model, plan.family, device)})
     if plan.strip_weights:
         other = damaged_copy(work / plan.name, work / f"{plan.name}.other", WEIGHTS_FILE, DAMAGED_WEIGHT)
-        found["refitted with a wrong weight, error"] = worst_error(
-            open_engine(other, device), model, plan.family, device
-        )
+        damaged = worst_error(open_engine(other, device), model, plan.family, device)
+        note({"refitted with a wrong weight, error": damaged})
     elif plan.source == "golden":
-        found["golden_tokens"] = golden_tokens(engine, plan)
-        found["mutations"] = mutations(plan, work, device, model)
-    return found
+        note({"golden_tokens": golden_tokens(engine, plan)})
+        note({"mutations": mutations(plan, work, device, model)})
 
 
 def golden_tokens(engine: Any, plan: Plan, most: int | None = None) -> dict[str, int]:

@@ -38,9 +38,21 @@ def run_case(name: str, args: argparse.Namespace, *more: str) -> dict[str, Any]:
             code = f"stopped after {args.seconds} s"
     result = json.loads(output.read_text()) if output.exists() else {}
     if code != 0:
-        result["failed"] = {"code": code, "output": Path(log.name).read_text()[-LAST_CHARACTERS:]}
+        result["failed"] = {"code": code, "output": _readable(Path(log.name))[-LAST_CHARACTERS:]}
+        output.write_text(json.dumps(result))
     print(f"{name} {' '.join(more)}: {time.monotonic() - start:.0f} s, {json.dumps(result)}", flush=True)
     return result
+
+
+def _readable(log: Path) -> str:
+    """Without a warning that TensorRT 8.5 gives for every input of every profile but the first."""
+    return "".join(line for line in log.open() if "getProfileDimensions" not in line)
+
+
+def results(work: Path, more: str = "") -> dict[str, Any]:
+    """What there is of every plan, also from earlier calls."""
+    paths = {name: work / f"{name}{more}.json" for name in PLANS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def main() -> None:
@@ -50,19 +62,22 @@ def main() -> None:
     parser.add_argument("--plugin", type=Path, help="our plugin for TensorRT 8.5")
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--problems", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=13)
-    parser.add_argument("--seconds", type=float, default=400, help="of one plan")
+    parser.add_argument("--jobs", type=int, default=4, help="builds take turns with the GPU")
+    parser.add_argument("--seconds", type=float, default=900, help="of one plan")
+    parser.add_argument("--times", action=argparse.BooleanOptionalAction, default=True, help="time passes afterwards")
     parser.add_argument("--rehearse", action="store_true", help="torch engines on the CPU in place of plans")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     result: dict[str, Any] = {"device": gpu, "torch": str(torch.__version__), "python": platform.python_version()}
     with ThreadPoolExecutor(args.jobs) as pool:
-        result["plans"] = dict(zip(args.plans, pool.map(lambda name: run_case(name, args), args.plans), strict=True))
-    if not args.rehearse:
-        timed = [name for name in args.plans if PLANS[name].timed]
-        built = [name for name in timed if "build" in result["plans"][name]]
-        result["milliseconds"] = {name: run_case(name, args, "--times") for name in built}
+        list(pool.map(lambda name: run_case(name, args), args.plans))
+    if args.times:
+        for name in args.plans:
+            if PLANS[name].timed and "build" in results(args.work).get(name, {}):
+                run_case(name, args, "--times")
+    result["plans"] = results(args.work)
+    result["milliseconds"] = results(args.work, "--times")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
 

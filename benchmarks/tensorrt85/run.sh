@@ -11,8 +11,11 @@ if [ ! -e bundle/.complete ]; then
   unpack bundle.tar.zst
   touch bundle/.complete
 fi
-rm -rf tree
-unpack tree.tar.zst
+if [ ! tree/.unpacked -nt tree.tar.zst ]; then
+  rm -rf tree
+  unpack tree.tar.zst
+  touch tree/.unpacked
+fi
 theirs=$(python3 -c "import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))")
 site=$PWD/bundle/py/lib/python3.10/site-packages
 mkdir -p "$site/torch/bin"

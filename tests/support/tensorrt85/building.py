@@ -22,6 +22,9 @@ class Builder:
     def get_plugin_registry(self) -> Any:
         return self._registry
 
+    def copy_plugin(self) -> Any:
+        return self._registry.copy_plugin()
+
     def create_network(self, flags: int) -> Network:
         explicit = 1 << int(self._real_module.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
         network = Network(self._real_module, self.real.create_network(explicit), self)

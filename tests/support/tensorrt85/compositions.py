@@ -13,7 +13,11 @@ HIDDEN = -1e30  # a score that softmax makes zero
 
 
 class Composition:
-    """A layer with one output, made when that is asked for. Its parts are called after it."""
+    """A layer with one output, made when that is asked for. Its parts are called after it.
+
+    What goes in and what comes out is copied: TensorRT 8.5 fuses all that lies between, and nothing across. Whole
+    networks that it fused had wrong results.
+    """
 
     def __init__(self, network: Any) -> None:
         self.name = ""
@@ -24,12 +28,16 @@ class Composition:
         """The only output."""
         assert number == 0
         if self._output is None:
-            self._output = self.compose()
+            self._output = self.network.copied(f"{self.name}.out", self.compose())
         return self._output
 
     def compose(self) -> Any:
         """The output, of new layers."""
         raise NotImplementedError
+
+    def entering(self, part: str, x: Any) -> Any:
+        """An input, copied."""
+        return self.network.copied(f"{self.name}.{part}.in", x)
 
     def named(self, part: str, layer: Any) -> Any:
         """The only output of a part."""
@@ -68,7 +76,7 @@ class RotaryEmbedding(Composition):
     def compose(self) -> Any:
         """See :class:`Composition`."""
         half = self._dim // 2
-        halves = self.reshaped("halves", self._x, (0, 0, 0, 2, half))
+        halves = self.reshaped("halves", self.entering("x", self._x), (0, 0, 0, 2, half))
         exchanged = self.named("exchanged", self.network.add_gather(halves, self.integers("order", [1, 0], (2,)), 3))
         # TensorRT 8.5 joins the halves wrongly where they come from one tensor, so there is no concatenation.
         signs = np.array([-1.0, 1.0], np.float32).reshape(1, 1, 1, 2, 1)
@@ -95,22 +103,22 @@ class CacheUpdate(Composition):
 
     def compose(self) -> Any:
         """See :class:`Composition`."""
-        positions = self._cache.shape[2]
+        update, positions = self.entering("update", self._update), self._cache.shape[2]
         starts = self.reshaped("starts", self._starts, (0, 1, 1, 1))
         at = self.integers("positions", range(positions), (1, 1, positions, 1))
         row = self.binary("row", at, "SUB", starts)
-        rows = self._rows()
+        rows = self._rows(update)
         behind = self.binary("behind", row, "GREATER", self.integers("before", -1, (1, 1, 1, 1)))
         inside = self.binary("inside", behind, "AND", self.binary("ahead", row, "LESS", rows))
         last = self.binary("last", rows, "SUB", self.integers("one", 1, (1, 1, 1, 1)))
         known = self.binary("known", row, "MAX", self.integers("zero", 0, (1, 1, 1, 1)))
         index = self.reshaped("index", self.binary("clamped", known, "MIN", last), (0, -1))
-        spread = self.named("spread", self.network.add_gather(self._update, index, 2, 1))
+        spread = self.named("spread", self.network.add_gather(update, index, 2, 1))
         return self.named("updated", self.network.add_select(inside, spread, self._cache))
 
-    def _rows(self) -> Any:
+    def _rows(self, update: Any) -> Any:
         """S as ``[1, 1, 1, 1]``."""
-        shape = self.named("shape", self.network.add_shape(self._update))
+        shape = self.named("shape", self.network.add_shape(update))
         shape.dtype = DataType.INT32
         picked = self.named("rows", self.network.add_gather(shape, self.integers("axis", 2, (1,)), 0))
         return self.reshaped("rows.all", picked, (1, 1, 1, 1))

@@ -160,6 +160,15 @@ class Network:
         layer.num_elementwise_dims = rows_apart
         return self._layer(layer, data.dtype)
 
+    def copied(self, name: str, x: Any) -> Any:
+        """A copy, at which TensorRT stops to fuse layers; ``x`` itself without our plugins."""
+        plugin = self.builder.copy_plugin()
+        if plugin is None:
+            return x
+        layer = self._layer(self.real.add_plugin_v2([x.real], plugin), x.dtype)
+        layer.name = name
+        return layer.get_output(0)
+
     def add_elementwise(self, x: Any, y: Any, operation: Any) -> Layer:
         assert x.dtype is y.dtype, f"{operation} of {x.dtype} and {y.dtype}"
         compared = operation.name in ("LESS", "GREATER")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,21 +22,29 @@ class Runtime:
         self._real_module = real_module
         self._registry = registry
         self._real = real_module.Runtime(logger)
+        registry.load()  # a plan may have any of our plugins
 
     def get_plugin_registry(self) -> Any:
         return self._registry
 
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-        engine = self._real.deserialize_cuda_engine(plan)
-        return None if engine is None else Engine(self._real_module, engine)
+        load = partial(self._real.deserialize_cuda_engine, plan)
+        engine = load()
+        return None if engine is None else Engine(self._real_module, engine, load)
 
 
 class Engine:
-    """What a session calls of ICudaEngine. The rest is the old engine's."""
+    """What a session calls of ICudaEngine. The rest is the old engine's.
 
-    def __init__(self, real_module: Any, real: Any) -> None:
+    A profile of the old one is for one context at a time, so that every context after the first is of an engine of its
+    own, which ``load`` makes.
+    """
+
+    def __init__(self, real_module: Any, real: Any, load: Callable[[], Any]) -> None:
         self._real_module = real_module
         self.real = real
+        self._load = load
+        self._has_context = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -63,7 +72,9 @@ class Engine:
 
     def create_execution_context(self, strategy: str) -> Context | None:
         assert strategy == USER_MANAGED
-        context = self.real.create_execution_context_without_device_memory()
+        engine = self._load() if self._has_context else self.real
+        self._has_context = True
+        context = engine.create_execution_context_without_device_memory()
         return None if context is None else Context(self, context)
 
 

@@ -1,8 +1,10 @@
-// The creator of the plugin for TensorRT 8.5, and its entry into that library's registry.
+// The creators of both plugins, and their entry into the registry of TensorRT 8.5.
 #include <cstring>
 #include <exception>
+#include <new>
 
-#include "plugin.h"
+#include "attention.h"
+#include "copy.h"
 #include "tensorrt/fields.h"
 #include "tensorrt/logger.h"
 #include "tensorrt/names.h"
@@ -21,11 +23,9 @@ Plugin* make(const char* layer, const Heads& heads, bool building) {
   }
 }
 
-class AttentionCreator final : public Creator {
+class AttentionCreator final : public PlainCreator {
  public:
-  int32_t version() const noexcept override { return kVersion; }
   const char* type_name() const noexcept override { return d3llm::tensorrt::kPluginName; }
-  const char* type_version() const noexcept override { return d3llm::tensorrt::kPluginVersion; }
   const PluginFieldCollection* fields() noexcept override { return d3llm::tensorrt::field_names(); }
 
   Plugin* create(const char* layer, const PluginFieldCollection* fields) noexcept override {
@@ -42,16 +42,25 @@ class AttentionCreator final : public Creator {
     std::memcpy(&heads, data, size);
     return make(layer, heads, false);
   }
+};
 
-  void set_namespace(const char*) noexcept override {}
-  const char* get_namespace() const noexcept override { return d3llm::tensorrt::kPluginNamespace; }
+class CopyCreator final : public PlainCreator {
+ public:
+  const char* type_name() const noexcept override { return CopyPlugin::kName; }
+  const PluginFieldCollection* fields() noexcept override { return &none_; }
+  Plugin* create(const char*, const PluginFieldCollection*) noexcept override { return new (std::nothrow) CopyPlugin; }
+  Plugin* restore(const char*, const void*, size_t) noexcept override { return new (std::nothrow) CopyPlugin; }
+
+ private:
+  const PluginFieldCollection none_{0, nullptr};
 };
 
 }  // namespace
 }  // namespace tensorrt85
 
 // Called with what getPluginRegistry() of TensorRT 8.5 returns.
-extern "C" __attribute__((visibility("default"))) bool d3llm_register_creator(tensorrt85::Registry* registry) {
-  static tensorrt85::AttentionCreator creator;
-  return registry->add(creator, d3llm::tensorrt::kPluginNamespace);
+extern "C" __attribute__((visibility("default"))) bool d3llm_register_creators(tensorrt85::Registry* registry) {
+  static tensorrt85::AttentionCreator attention;
+  static tensorrt85::CopyCreator copy;
+  return registry->add(attention, "") && registry->add(copy, "");
 }

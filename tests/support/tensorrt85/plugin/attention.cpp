@@ -1,5 +1,5 @@
-// From the calls of TensorRT 8.5 to the plugin's core, whose int64 tensors are int32 pairs here.
-#include "plugin.h"
+// From the calls of TensorRT 8.5 to the core of attention, whose int64 tensors are int32 pairs here.
+#include "attention.h"
 
 #include <cstring>
 #include <exception>
@@ -46,8 +46,6 @@ AttentionPlugin::AttentionPlugin(std::string layer, const d3llm::tensorrt::Heads
     : layer_(std::move(layer)), heads_(heads), building_(building) {}
 
 const char* AttentionPlugin::type_name() const noexcept { return d3llm::tensorrt::kPluginName; }
-const char* AttentionPlugin::type_version() const noexcept { return d3llm::tensorrt::kPluginVersion; }
-const char* AttentionPlugin::get_namespace() const noexcept { return d3llm::tensorrt::kPluginNamespace; }
 
 void AttentionPlugin::serialize(void* buffer) const noexcept { std::memcpy(buffer, &heads_, sizeof(heads_)); }
 
