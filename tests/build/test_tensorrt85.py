@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.tensorrt85.prune import prune
 from d3llm_trt import BuildConfig
 from d3llm_trt.build.tensorrt.compile import make_builder
 from d3llm_trt.build.tensorrt.network import BuiltNetwork, build_network
@@ -89,7 +91,8 @@ def test_int64_inputs_are_pairs_of_int32_in_the_same_memory() -> None:
             set_input_shape=lambda name, shape: calls.append((name, shape)) or True
         ),
     )
-    engine = Engine(SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="input"), int32="int32"), real)
+    module = SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="input"), int32="int32")
+    engine = Engine(module, real, lambda: real)
     assert engine.get_tensor_profile_shape("token_ids", 0) == [(1,), (5,), (9,)]
     assert engine.get_tensor_profile_shape("slots", 0) == [(1,)] * 3
     context = engine.create_execution_context("USER_MANAGED")
@@ -97,3 +100,21 @@ def test_int64_inputs_are_pairs_of_int32_in_the_same_memory() -> None:
     for name, shape in (("token_ids", (7,)), ("slots", (3,)), ("cache", (4, 2))):
         assert context.set_input_shape(name, shape)
     assert calls == [("token_ids", (7, 2)), ("slots", (3,)), ("cache", (4, 2))]
+
+
+def fat_binary(*entries: tuple[int, int, bytes]) -> bytes:
+    """Code as ``(kind, architecture, code)``: 1 is PTX, 2 machine code."""
+    body = b""
+    for kind, architecture, code in entries:
+        body += struct.pack("<HHIQ12xI32x", kind, 0x101, 64, len(code), architecture) + code
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+def test_only_the_code_for_other_gpus_is_emptied(tmp_path: Path) -> None:
+    both = fat_binary((2, 80, b"ampere!!"), (2, 90, b"hopper!!"), (1, 90, b"ptx of 9"))
+    alone = fat_binary((2, 80, b"ampere!!"))
+    library = tmp_path / "library.so"
+    library.write_bytes(b"before" + both + b"between" + alone + b"after")
+    assert prune(library, 90) == 16
+    emptied = fat_binary((2, 80, bytes(8)), (2, 90, b"hopper!!"), (1, 90, bytes(8)))
+    assert library.read_bytes() == b"before" + emptied + b"between" + alone + b"after"
