@@ -5,8 +5,8 @@
 #
 # Run it in the root of the tree, after `make plugins` and
 #   cmake --build out/cmake --target d3llm_tensorrt85
-# Needs a Python 3.10 (PY310 names its prefix; pyenv's is found), g++, zstd, unzip and 6 GB of disk. What it makes on the
-# way stays in FOLDER/work. ARCHITECTURE (90) is the only one whose GPU code is kept.
+# Needs a Python 3.10 (PY310 names its prefix; pyenv's is found), g++, zstd, unzip and 6 GB of disk. What it makes on
+# the way stays in FOLDER/work. ARCHITECTURE (90) is the only one whose GPU code is kept.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd) tree=$PWD
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -27,8 +27,8 @@ tar cf - tree | compress -o "$out/tree.tar.zst"
 if [ "${2:-}" = tree ]; then exit; fi
 
 if [ ! -e wheels/.complete ]; then
-  fetch tensorrt==8.5.3.1 nvidia-cublas-cu11==11.11.3.6 torch==2.11.0 numpy==1.26.4 safetensors tokenizers click filelock \
-    rich pyyaml pygments markdown-it-py mdurl typing_extensions sympy networkx==3.4.2 jinja2 fsspec mpmath markupsafe \
+  fetch tensorrt==8.5.3.1 nvidia-cublas-cu11==11.11.3.6 torch==2.11.0 numpy==1.26.4 safetensors tokenizers click \
+    filelock rich pyyaml pygments markdown-it-py mdurl typing_extensions sympy networkx==3.4.2 jinja2 fsspec mpmath markupsafe \
     pytest iniconfig packaging pluggy exceptiongroup tomli
   touch wheels/.complete
 fi

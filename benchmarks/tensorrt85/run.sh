@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# run.sh FOLDER OUTPUT [arguments of benchmarks.tensorrt85.run]: on the GPU machine, with the parts and the tree in FOLDER.
-# The machine's python3 must have torch 2.11, whose large libraries are used. OUTPUT is the JSON file.
+# run.sh FOLDER OUTPUT [arguments of benchmarks.tensorrt85.run]: on the GPU machine, with the parts and the tree of
+# pack.sh in FOLDER. The machine's python3 must have torch 2.11, whose large libraries are used. OUTPUT is a JSON file.
 set -euo pipefail
 folder=$(cd "$1" && pwd) output=$(realpath "$2")
 shift 2

@@ -1,9 +1,9 @@
 // One copy on the device, of float32 or float16.
-#include "copy.h"
-
 #include <cuda_runtime_api.h>
 
 #include <new>
+
+#include "copy.h"
 
 namespace tensorrt85 {
 namespace {
