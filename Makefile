@@ -12,7 +12,8 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= $(shell test "$$(uname)" != Linux || command -v nvidia-smi > /dev/null || echo $(CPU_INDEX))
 CPU_SIZE := for the CPU, 0.2 GB
 ANY_SIZE := 2.7 GB where it is the build for CUDA
-CXX_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp plugins/*/*/*.cu plugins/*/*/*.h plugins/*/*/*.cpp)
+CXX_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp plugins/*/*/*.cu plugins/*/*/*.h plugins/*/*/*.cpp \
+  tests/support/tensorrt85/plugin/*.h tests/support/tensorrt85/plugin/*.cpp tests/support/tensorrt85/plugin/*.cu)
 SOURCES := d3llm_trt build plugins runtime tests examples benchmarks setup.py
 
 .PHONY: demo test lint format types plugins bindings triton clean help

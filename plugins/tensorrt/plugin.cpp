@@ -1,10 +1,10 @@
-// From TensorRT's calls to the C launcher d3llm_window_attention.
+// From TensorRT's calls to the core: tensors.h, fields.h, launch.h.
 #include "tensorrt/plugin.h"
 
 #include <exception>
 #include <utility>
 
-#include "d3llm_kernels.h"
+#include "tensorrt/launch.h"
 #include "tensorrt/logger.h"
 
 namespace d3llm {
@@ -34,30 +34,6 @@ Dims known_extents(const DimsExprs& shape) {
     known.d[axis] = shape.d[axis]->isConstant() ? shape.d[axis]->getConstantValue() : -1;
   }
   return known;
-}
-
-d3llm_attention_params kernel_params(const Heads& heads, const PluginTensorDesc* descriptions,
-                                     const void* const* inputs, void* const* outputs) {
-  d3llm_attention_params p{};
-  p.struct_size = sizeof(p);
-  p.qkv = inputs[kQkv];
-  p.kv_cache = outputs[kUpdatedCache];
-  p.out = outputs[kAttended];
-  p.positions = static_cast<const int64_t*>(inputs[kPositions]);
-  p.cu_window = static_cast<const int64_t*>(inputs[kWindow]);
-  p.kv_lengths = static_cast<const int64_t*>(inputs[kLengths]);
-  p.slots = static_cast<const int64_t*>(inputs[kSlots]);
-  p.cos = static_cast<const float*>(inputs[kCos]);
-  p.sin = static_cast<const float*>(inputs[kSin]);
-  p.tokens = descriptions[kQkv].dims.d[0];
-  p.batch = descriptions[kSlots].dims.d[0];
-  p.num_slots = descriptions[kCache].dims.d[0];
-  p.max_seq_len = descriptions[kCache].dims.d[3];
-  p.num_heads = heads.num_heads;
-  p.num_kv_heads = heads.num_kv_heads;
-  p.head_dim = heads.head_dim;
-  p.dtype = descriptions[kQkv].type == DataType::kBF16 ? D3LLM_BFLOAT16 : D3LLM_FLOAT16;
-  return p;
 }
 
 }  // namespace
@@ -150,16 +126,9 @@ int32_t AttentionPlugin::enqueue(const PluginTensorDesc* input_descriptions, con
   // Builders time layers on memory of any content, where positions and slots would lead anywhere. There is one tactic,
   // so nothing is lost by not running it.
   if (phase_ == nvinfer1::TensorRTPhase::kBUILD) return kOk;
-  if (inputs[kCache] != outputs[kUpdatedCache]) {
-    log_error(layer_.c_str(),
-              "the cache goes in and out in different memory; build with the preview feature "
-              "kALIASED_PLUGIN_IO_10_03, and bind both to one address");
-    return kFailed;
-  }
-  const d3llm_attention_params params = kernel_params(heads_, input_descriptions, inputs, outputs);
-  if (d3llm_window_attention(&params, stream) == D3LLM_SUCCESS) return kOk;
-  log_error(layer_.c_str(), "%s", d3llm_last_error());
-  return kFailed;
+  const PluginTensorDesc* of = input_descriptions;
+  const Sizes sizes{of[kQkv].dims.d[0], of[kSlots].dims.d[0], of[kCache].dims.d[0], of[kCache].dims.d[3]};
+  return launch(layer_.c_str(), heads_, sizes, of[kQkv].type, inputs, outputs, stream) ? kOk : kFailed;
 }
 
 nvinfer1::IPluginV3* AttentionPlugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept { return clone(); }

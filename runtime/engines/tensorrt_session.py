@@ -21,6 +21,7 @@ from d3llm_trt.files import replace_file
 from d3llm_trt.gpus import AMPERE, capability_name
 from d3llm_trt.manifest import PLAN_FILE, REBUILD, WEIGHTS_FILE, Manifest, PluginFacts
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library, load_plugin
+from d3llm_trt.runtime.engines.tensorrt_context import BoundContext
 from d3llm_trt.tensorrt_module import PACKAGES, tensorrt_dtype, version_numbers
 from d3llm_trt.tensorrt_objects import Messages, make_messages, make_object
 
@@ -127,7 +128,11 @@ def plan_layers(trt: Any, engine: Any) -> list[dict[str, Any]]:
 
 
 class TensorRTSession:
-    """Runs one deserialized engine. Memory is torch's: scratch is allocated once for the largest profile."""
+    """Runs one deserialized engine. Memory is torch's: scratch is allocated once for the largest profile.
+
+    Each captured graph has an execution context of its own; all of them share the scratch, so they run one after the
+    other. A run with the same shapes must come before the one that is captured.
+    """
 
     def __init__(self, trt: Any, engine: Any, device: torch.device, runtime_cache: Path | None = None) -> None:
         self._trt = trt
@@ -138,18 +143,22 @@ class TensorRTSession:
             {name: engine.get_tensor_profile_shape(name, number) for name in self._inputs}
             for number in range(engine.num_optimization_profiles)
         ]
+        self._captured: list[BoundContext] = []
         with on_device(device):
             self._cache = RuntimeCache(engine, runtime_cache) if runtime_cache is not None else None
-            self._context = self._make_context()
-        self._profile = -1
-        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
+            self._scratch_bytes, self._scratch = self._allocate_scratch()
+            self._context: BoundContext | None = self._make_context()
 
     def _names(self) -> tuple[list[str], list[str]]:
         names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
         return inputs, [name for name in names if name not in inputs]
 
-    def _make_context(self) -> Any:
+    def _allocate_scratch(self) -> tuple[int, Tensor]:
+        sizes = [self._engine.get_device_memory_size_for_profile_v2(number) for number in range(len(self._profiles))]
+        return max(sizes), torch.empty(max(sizes) + ALIGNMENT, dtype=torch.uint8, device=self._device)
+
+    def _make_context(self) -> BoundContext:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._cache is None:
             context = self._engine.create_execution_context(strategy)
@@ -158,11 +167,9 @@ class TensorRTSession:
             context = self._engine.create_execution_context(self._cache.config)
         if context is None:
             raise EngineError("TensorRT gave no execution context; free GPU memory, or build for fewer tokens")
-        sizes = [self._engine.get_device_memory_size_for_profile_v2(number) for number in range(len(self._profiles))]
-        self._scratch = torch.empty(max(sizes) + ALIGNMENT, dtype=torch.uint8, device=self._device)
         start = -self._scratch.data_ptr() % ALIGNMENT
-        context.set_device_memory(self._scratch.data_ptr() + start, max(sizes))
-        return context
+        context.set_device_memory(self._scratch.data_ptr() + start, self._scratch_bytes)
+        return BoundContext(context, self._inputs, self._outputs, self._profiles)
 
     def run(self, tensors: Mapping[str, Tensor]) -> None:
         """Enqueue one execution on the current stream. Raises EngineError naming the tensor that does not fit."""
@@ -172,47 +179,13 @@ class TensorRTSession:
     def _run(self, tensors: Mapping[str, Tensor]) -> None:
         if strange := [name for name in (*self._inputs, *self._outputs) if name not in tensors]:
             raise EngineError(f"the plan has a tensor {strange[0]}, so it is of another model or attention; {REBUILD}")
-        stream = torch.cuda.current_stream(self._device).cuda_stream
-        self._choose_profile(tensors, stream)
-        for name in self._inputs:
-            self._bind_shape(name, tensors[name])
-        for name in (*self._inputs, *self._outputs):
-            self._bind_address(name, tensors[name])
-        if not self._context.execute_async_v3(stream):
-            raise EngineError("TensorRT could not enqueue the plan; see its messages")
-
-    def _choose_profile(self, tensors: Mapping[str, Tensor], stream: int) -> None:
-        fitting = (
-            number
-            for number, ranges in enumerate(self._profiles)
-            if all(_fits(tensors[name], ranges[name]) for name in self._inputs)
-        )
-        chosen = next(fitting, None)
-        if chosen is None:
-            shapes = {name: tuple(tensors[name].shape) for name in self._inputs if "cache" not in name}
-            raise EngineError(f"no optimization profile takes {shapes}; build with larger token_buckets")
-        if chosen != self._profile:
-            if not self._context.set_optimization_profile_async(chosen, stream):
-                raise EngineError(f"TensorRT refused the optimization profile {chosen}; see its messages")
-            self._profile = chosen
-            self._bound.clear()
-
-    def _bind_shape(self, name: str, tensor: Tensor) -> None:
-        shape = tuple(tensor.shape)
-        if name in self._bound and self._bound[name][1] == shape:
-            return
-        if not self._context.set_input_shape(name, shape):
-            raise EngineError(f"TensorRT refused the shape {shape} of {name}; see its messages")
-
-    def _bind_address(self, name: str, tensor: Tensor) -> None:
-        if not tensor.is_contiguous():
-            raise EngineError(f"{name} is not contiguous; this is a bug, report it")
-        wanted = (tensor.data_ptr(), tuple(tensor.shape))
-        if self._bound.get(name) == wanted:
-            return
-        if not self._context.set_tensor_address(name, tensor.data_ptr()):
-            raise EngineError(f"TensorRT refused the memory of {name}; see its messages")
-        self._bound[name] = wanted
+        if self._context is None:
+            self._context = self._make_context()
+        self._context.run(tensors, torch.cuda.current_stream(self._device).cuda_stream)
+        if is_capturing(self._device):
+            # A graph goes on using what its context holds for these shapes, so the context is never run again.
+            self._captured.append(self._context)
+            self._context = None
 
     def close(self) -> None:
         """Keep what was compiled at run time."""
@@ -225,9 +198,9 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _fits(tensor: Tensor, ranges: Any) -> bool:
-    low, _, high = ranges
-    return len(low) == tensor.ndim and all(a <= b <= c for a, b, c in zip(low, tensor.shape, high, strict=True))
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class RuntimeCache:

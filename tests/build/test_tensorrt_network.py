@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from d3llm_trt import BuildConfig, DecodingConfig, SamplingParams, build_engine
@@ -30,8 +28,8 @@ from d3llm_trt.runtime.engines.kv_cache import kv_cache_shape
 from d3llm_trt.runtime.engines.padded import PaddedEngine, Window, plan_runs
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 from d3llm_trt.tokenizer import Tokenizer
-from tests.runtime.test_golden import full_batch
 from tests.support.engines import cpu_engine, decode
+from tests.support.golden_batches import worst_error
 from tests.support.golden_cases import GOLDEN, read_cases
 from tests.support.interpreter import Interpreter
 from tests.support.tiny_models import CHATS, CHECKPOINTS
@@ -103,24 +101,6 @@ def interpreted(
     dtype = torch.float64 if exact else torch.float32
     spec = EngineSpec(config, "tensorrt-rtx", dtype, torch.device("cpu"), slots, 512, slots * 512)
     return PaddedEngine(spec, InterpretedSession(built, builder, exact))
-
-
-@cache
-def golden_batches(family: str) -> list[ForwardBatch]:
-    """Four sequences of different lengths together, then a step over the cache that the second batch leaves."""
-    given = load_file(GOLDEN / "logits.safetensors")
-    ids = [given[f"{family}.{number}.input_ids"].flatten().long() for number in range(4)]
-    whole, step = (given[f"{family}.cached.{name}_input_ids"].flatten().long() for name in ("full", "step"))
-    start = len(whole) - len(step)
-    cached = [full_batch([whole, ids[1]], [0, 0]), full_batch([step, ids[1]], [start, 0])]
-    return [full_batch(ids, [0] * 4), *cached]
-
-
-def worst_error(engine: PaddedEngine, model: Any, family: str) -> float:
-    """Largest difference from the model over the golden batches, garbage in every cache."""
-    engine.kv_cache.fill_(torch.nan)
-    batches = golden_batches(family)
-    return max(float((engine.forward(batch) - model.forward(batch)).abs().max()) for batch in batches)
 
 
 def exact_error(family: str, **options: Any) -> float:

@@ -48,6 +48,18 @@ def test_a_gpu_answers_as_the_cpu_does_and_graphs_change_no_token() -> None:
                 assert abs(found["tokens_per_forward"] / wanted["tokens_per_forward"] - 1) <= 0.03
 
 
+def test_plans_with_our_plugin_answer_as_torch_does_and_mutations_show() -> None:
+    plans = results("tensorrt_8.5_h100.json")["plans"]
+    for family in ("llada", "dream"):
+        ran = plans[f"{family}-float16-plugin"]
+        for title, same in ran["graphs"]["same_answers_as_eager"].items():
+            assert same == 1.0 and ran[title]["problems"] == 100 and ran[title]["same_answers"] >= 0.99
+            assert abs(ran[title]["exact"]["plan"] - ran[title]["exact"]["torch"]) <= 0.01
+        golden = plans[f"golden-{family}-float16-plugin"]
+        assert golden["mutations"]["cache rows moved by one, error"] > 10 * golden["error"]
+    assert plans["golden-llada-float32-native"]["error"] < 1e-3 < plans["damaged-llada-float32-native"]["error"]
+
+
 def test_tables_of_measured_numbers_are_made_from_the_results() -> None:
     check = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
     assert subprocess.run(check, capture_output=True, text=True, check=False).stderr == ""

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d3llm_trt.runtime.engines.base import ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
 from tests.support.engines import Answer, cpu_engine, decode
+from tests.support.golden_batches import full_batch
 from tests.support.golden_cases import GOLDEN, Case, read_cases
 
 MODELS = ("llada_tiny", "dream_tiny")
@@ -82,20 +82,6 @@ def test_packed_into_ragged_batches(model: str, size: int) -> None:
         answers = decode(engine, [(case.prompt, case.params) for case in batch])
         for case, answer in zip(batch, answers, strict=True):
             assert_same(case, answer)
-
-
-def full_batch(sequences: list[torch.Tensor], starts: list[int]) -> ForwardBatch:
-    """Windows that start anywhere, every row wanted."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    total = lengths + torch.tensor(starts)
-    return ForwardBatch(
-        token_ids=torch.cat(sequences),
-        positions=torch.cat([torch.arange(*span) for span in zip(starts, total.tolist(), strict=True)]),
-        cu_window=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
-        kv_lengths=total,
-        slots=torch.arange(len(sequences)),
-        logit_rows=torch.arange(int(lengths.sum())),
-    )
 
 
 @pytest.mark.parametrize("model", MODELS)

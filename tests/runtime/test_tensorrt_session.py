@@ -89,6 +89,24 @@ def test_a_run_sets_profile_shapes_and_addresses_and_enqueues_on_torchs_stream()
     assert plan.calls[9] == ("set_optimization_profile_async", 0, STREAM)
 
 
+def test_a_graph_keeps_the_context_it_was_captured_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = simple_plan()
+    session = session_of(plan)
+    making = list(plan.calls)
+    tensors = {"x": torch.zeros(6), "y": torch.zeros(6)}
+    session.run(tensors)
+    plan.calls.clear()
+    capturing = "d3llm_trt.runtime.engines.tensorrt_session.is_capturing"
+    monkeypatch.setattr(capturing, lambda device: True)
+    session.run(tensors)
+    assert plan.calls == [("execute_async_v3", STREAM)], "it is the context that ran before"
+    monkeypatch.setattr(capturing, lambda device: False)
+    plan.calls.clear()
+    session.run(tensors)
+    assert plan.calls[:2] == making, "the next run has another one, over the same scratch"
+    assert [call[0] for call in plan.calls[2:4]] == ["set_optimization_profile_async", "set_input_shape"]
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "SUM": torch.add, "PROD": torch.mul, "DIV": torch.div, "LESS": torch.lt,
-}  # fmt: skip
+Binary = Callable[[Tensor, Tensor], Tensor]
+ELEMENTWISE: dict[str, Binary] = {"SUM": torch.add, "PROD": torch.mul, "DIV": torch.div, "LESS": torch.lt}
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {"SQRT": torch.sqrt, "RECIP": torch.reciprocal}
 
 
@@ -24,6 +23,8 @@ class Interpreter:
 
     With ``exact`` what the network calls float32 is computed in float64, so that rounding hides nothing.
     """
+
+    elementwise = ELEMENTWISE
 
     def __init__(self, trt: Any, network: Any, given: Mapping[str, Tensor], *, exact: bool = False) -> None:
         self._trt = trt
@@ -66,6 +67,7 @@ class Interpreter:
         run = getattr(self, "_" + kind.lower(), None)
         assert run is not None, f"{layer.name}: the interpreter does not know {kind}"
         words = kind.title().replace("_", "").replace("KvCache", "KVCache").replace("Elementwise", "ElementWise")
+        words = words.replace("Softmax", "SoftMax")
         layer.__class__ = getattr(self._trt, f"I{words}Layer")
         inputs = [
             None if (tensor := layer.get_input(index)) is None else values[tensor.name]
@@ -95,7 +97,7 @@ class Interpreter:
     def _elementwise(self, layer: Any, inputs: list[Tensor]) -> Tensor:
         x, y = inputs
         assert x.dtype == y.dtype and x.ndim == y.ndim, f"{layer.name} mixes {x.dtype} {x.ndim} and {y.dtype} {y.ndim}"
-        return ELEMENTWISE[layer.op.name](x, y)
+        return self.elementwise[layer.op.name](x, y)
 
     def _unary(self, layer: Any, inputs: list[Tensor]) -> Tensor:
         return UNARY[layer.op.name](inputs[0])

@@ -44,6 +44,16 @@ def plugin_libraries() -> Built:
     return Built(OWN / "lib" / TENSORRT, OWN / "d3llm_plugin_host")
 
 
+def tensorrt85_plugins() -> Path:
+    """The library of our plugins for TensorRT 8.5, built beside the host program. Skips the test as above."""
+    folder = plugin_libraries().host.parent
+    if not shutil.which("cmake"):
+        pytest.skip("no cmake on the path, so the plugins for TensorRT 8.5 cannot be built")
+    with FileLock(folder / ".tensorrt85.lock"):
+        subprocess.run(["cmake", "--build", folder, "--target", "d3llm_tensorrt85"], check=True, capture_output=True)
+    return folder / "libd3llm_tensorrt85.so"
+
+
 def _build() -> None:
     architectures = "native" if torch.cuda.is_available() else "80"
     options = [f"-DD3LLM_LIBRARY_DIR={OWN / 'lib'}", f"-DD3LLM_CUDA_ARCHITECTURES={architectures}"]
