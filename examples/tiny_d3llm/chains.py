@@ -74,7 +74,7 @@ def _chain(template: str, start: int, question: str, lines: Iterable[str], resul
 
 def _rooms(rng: random.Random, c: Cast) -> Problem:
     """The last digit of each total says which fact comes next."""
-    start, steps = rng.randint(100, 500), rng.randint(4, 7)
+    start, steps = rng.randint(100, 500), rng.randint(5, 8)
     rooms: list[Fact] = [(rng.choice("+-"), _two_digits(rng)) for _ in range(10)]
     listed = rng.sample(range(10), 10)
     verbs = {"+": "has", "-": "takes"}
@@ -147,9 +147,9 @@ def _days(rng: random.Random, c: Cast) -> Problem:
         text, result = _step(total, ("-", less) if above else ("+", more))
         lines.append(f"{day}: {total} is {'above' if above else 'below'} {limit}, so {text}")
         total = result
-    facts = " ".join(f"{day}: above {limit} sell {less}, below make {more}." for day, (limit, less, more) in rules.items())
+    told = (f"{day}: above {limit} sell {less}, below make {more}." for day, (limit, less, more) in rules.items())
     question = (
-        f"{facts} {c.name} has {start} coins and does this from {needed[0]} to {needed[-1]}. "
+        f"{' '.join(told)} {c.name} has {start} coins and does this from {needed[0]} to {needed[-1]}. "
         "How many coins are there then?"
     )
     return _chain("days", start, question, lines, total)
@@ -162,9 +162,7 @@ def _machines(rng: random.Random, c: Cast) -> Problem:
     facts = {colour: _machine(rng) for colour in listed}
     verbs = {"+": "adds", "-": "takes", "*": "multiplies by"}
     told = ", ".join(f"the {colour} one {verbs[sign]} {number}" for colour, (sign, number) in facts.items())
-    question = (
-        f"Of the machines {told}. {c.name} puts in {total} and uses the {_in_a_row(needed)} one. What comes out?"
-    )
+    question = f"Of the machines {told}. {c.name} puts in {total} and uses the {_in_a_row(needed)} one. What comes out?"
     start, lines = total, []
     for colour in needed:
         sign, number = facts[colour]

@@ -200,9 +200,7 @@ def problem_stream(seed: int, split: Split, templates: Sequence[Template] = TEMP
             yield problem
 
 
-def make_problems(
-    count: int, seed: int, split: Split, templates: Sequence[Template] = TEMPLATES
-) -> list[Problem]:
+def make_problems(count: int, seed: int, split: Split, templates: Sequence[Template] = TEMPLATES) -> list[Problem]:
     """The first ``count`` problems of a stream."""
     stream = problem_stream(seed, split, templates)
     return [next(stream) for _ in range(count)]
