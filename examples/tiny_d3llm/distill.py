@@ -141,9 +141,9 @@ def main() -> None:
     torch.manual_seed(SEED + 1)
     base = load_file(args.base / f"{family}.base.safetensors", device=str(device))
     data = collect(config, as_deployed(base), dataset, args.trajectory_seconds)
-    moments = Packer(data.dataset, args.packed, task.answer_positions)
-    ratios = Packer(dataset, args.packed, task.answer_positions)
-    loss = make_loss(config, max(moments.longest, ratios.longest), device)
+    moments = Packer(task, data.dataset, args.packed)
+    ratios = Packer(task, dataset, args.packed)
+    loss = make_loss(config, device)
     answer_lengths = dataset.total_length - dataset.prompt_length
 
     def loss_of(current: Weights, progress: float) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from examples.tiny_d3llm.data import Dataset
+from examples.tiny_d3llm.tasks import Task
 
 PADDING_WEIGHT = 0.1  # of EOS behind the answer, which is easy
 SHORT_TAIL = 32  # the most EOS behind the answer in half of the canvases
@@ -55,15 +56,13 @@ class Pack:
 class Packer:
     """Draws packs of ``packed`` positions from a data set, with as many positions behind the answers as in use.
 
-    Answers have up to ``answer_positions``, their EOS included; no canvas is longer than ``longest``. Draws on the data
-    set's device and waits for nothing.
+    Draws on the data set's device and waits for nothing.
     """
 
-    def __init__(self, dataset: Dataset, packed: int, answer_positions: int) -> None:
+    def __init__(self, task: Task, dataset: Dataset, packed: int) -> None:
         self._dataset = dataset
         self._packed = packed
-        self._answer_positions = answer_positions
-        self.longest = int(dataset.prompt_length.max()) + answer_positions
+        self._task = task
         self._canvases = -(-packed // int(dataset.total_length.min()))  # enough, however short they are
 
     def draw(self) -> Pack:
@@ -71,7 +70,7 @@ class Packer:
         data, device = self._dataset, self._dataset.ids.device
         drawn = torch.randint(len(data.start), (self._canvases,), device=device)
         lengths = data.total_length[drawn] + self._tails(drawn)
-        layout = Layout.of(lengths, self._packed, self.longest)
+        layout = Layout.of(lengths, self._packed, self._task.max_positions)
         rows = drawn[layout.canvas]
         behind = layout.positions - data.total_length[rows]
         answer = layout.positions - data.prompt_length[rows]
@@ -82,6 +81,6 @@ class Packer:
     def _tails(self, drawn: Tensor) -> Tensor:
         """EOS behind each answer: at least one, few or up to the end of a canvas in use."""
         data, luck = self._dataset, torch.rand(2, len(drawn), device=self._dataset.ids.device)
-        room = data.prompt_length[drawn] + self._answer_positions - data.total_length[drawn]
+        room = data.prompt_length[drawn] + self._task.answer_positions - data.total_length[drawn]
         most = torch.where(luck[0] < 0.5, room.clamp(max=SHORT_TAIL), room)
         return 1 + (luck[1] * most).long().clamp(max=room - 1)

@@ -55,9 +55,9 @@ def lesson_loss(config: ModelConfig, tables: RotaryTables, weights: Weights, les
     return (losses * lesson.counts).sum() + (entropy * sharpened).sum()
 
 
-def make_loss(config: ModelConfig, longest: int, device: torch.device) -> LessonLoss:
+def make_loss(config: ModelConfig, device: torch.device) -> LessonLoss:
     """:func:`lesson_loss`, compiled on a GPU: all packs are of one shape."""
-    loss = partial(lesson_loss, config, rotary_tables(config, longest, device))
+    loss = partial(lesson_loss, config, rotary_tables(config, config.max_position_embeddings, device))
     return torch.compile(loss, dynamic=False) if device.type == "cuda" else loss
 
 
@@ -127,8 +127,8 @@ def main() -> None:
     config = tiny_config(task, args.family)
     dataset = training_set(task, args.family, args.problems, SEED).to(device)
     torch.manual_seed(SEED)
-    packer = Packer(dataset, args.packed, task.answer_positions)
-    loss = make_loss(config, packer.longest, device)
+    packer = Packer(task, dataset, args.packed)
+    loss = make_loss(config, device)
     answer_lengths = dataset.total_length - dataset.prompt_length
 
     def loss_of(current: Weights, progress: float) -> Tensor:

@@ -58,7 +58,7 @@ def test_packed_logits_are_the_networks(family: Family) -> None:
 
 
 def test_packs_are_full_and_count_whole_answers_once(llada: Dataset) -> None:
-    pack = Packer(llada, 4096, YARDSTICK.answer_positions).draw()
+    pack = Packer(YARDSTICK, llada, 4096).draw()
     edges = pack.layout.edges
     assert edges[0] == 0 and edges[-1] == 4096 and len(pack.ids) == 4096
     whole = [slice(a, b) for a, b in zip(edges.tolist(), edges.tolist()[1:], strict=False) if a < b]
@@ -73,7 +73,7 @@ def test_packs_are_full_and_count_whole_answers_once(llada: Dataset) -> None:
 
 
 def test_the_diffusion_loss_masks_answers_only_and_is_unbiased(llada: Dataset) -> None:
-    config, packer = tiny_config(YARDSTICK, "llada"), Packer(llada, 4096, YARDSTICK.answer_positions)
+    config, packer = tiny_config(YARDSTICK, "llada"), Packer(YARDSTICK, llada, 4096)
     counted = wanted = 0.0
     for _ in range(200):
         pack = packer.draw()
@@ -87,8 +87,8 @@ def test_the_diffusion_loss_masks_answers_only_and_is_unbiased(llada: Dataset) -
 
 
 def test_a_few_steps_lower_the_loss(llada: Dataset) -> None:
-    config, packer = tiny_config(YARDSTICK, "llada"), Packer(llada, 1024, YARDSTICK.answer_positions)
-    loss, lengths = make_loss(config, packer.longest, CPU), llada.total_length - llada.prompt_length
+    config, packer = tiny_config(YARDSTICK, "llada"), Packer(YARDSTICK, llada, 1024)
+    loss, lengths = make_loss(config, CPU), llada.total_length - llada.prompt_length
     packs = [packer.draw() for _ in range(2)]
     lessons = [diffusion_lesson(config, pack, lengths[pack.rows]) for pack in packs]
     losses: list[float] = []
@@ -134,7 +134,7 @@ def test_trajectories_keep_the_pass_of_every_token(llada: Dataset) -> None:
     keep = exact_rows(config, llada, Decoded(wrong, commit, commit[:, 0]))
     assert keep.sum() == 39 and not keep[5]
     data = compact(llada, Decoded(wrong, commit, commit[:, 0]), keep)
-    pack = Packer(joined([data.dataset]), 4096, YARDSTICK.answer_positions).draw()
+    pack = Packer(YARDSTICK, joined([data.dataset]), 4096).draw()
     commits = data.commits(pack)
     inside = pack.layout.positions <= data.dataset.total_length[pack.rows]
     assert torch.equal(commits[inside], (pack.answer[inside] + 1).clamp(min=0)) and (commits[~inside] == NEVER).all()
