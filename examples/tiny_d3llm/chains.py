@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from examples.tiny_d3llm.problems import Cast, Problem, worked_problem
+from examples.tiny_d3llm.problems import Cast, Problem, Template, worked_problem
 
 LEAST, MOST = 10, 999  # of a running total
-LONG_SHARE = 0.15  # of questions that list many facts which no step needs
+NEAREST = 10  # distance of a limit from the total that is compared with it
+LONG_SHARE, MANY = 0.1, 14  # a share of the questions lists many facts which no step needs
 GOODS = (
     "apples", "pears", "plums", "lamps", "drums", "hats", "mugs", "books", "pens", "eggs", "coats", "boots", "rings",
     "bells", "cakes", "ropes", "balls", "cards", "coins", "nuts", "beans", "forks",
@@ -22,13 +24,12 @@ PLACES = (
     "park", "mill", "school", "lake", "zoo", "bank", "port", "farm", "tower", "beach", "castle", "garden", "hall",
     "inn", "pond", "barn", "gate", "hill",
 )  # fmt: skip
-COLOURS = (
-    "red", "blue", "green", "black", "white", "brown", "grey", "pink", "gold", "round", "tall", "old", "new", "big",
-    "small", "fast", "slow",
-)  # fmt: skip
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ROUNDS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 Fact = tuple[str, int]  # a sign of + - * and a number
+Chain = Callable[[random.Random, Cast, int, int], Problem]  # of so many steps, and facts that none of them needs
 
 
 class OutOfRange(ValueError):
@@ -54,9 +55,8 @@ def _two_digits(rng: random.Random) -> int:
     return rng.randint(11, 99)
 
 
-def _chosen(rng: random.Random, words: Sequence[str], steps: int) -> tuple[list[str], list[str]]:
+def _chosen(rng: random.Random, words: Sequence[str], steps: int, spare: int) -> tuple[list[str], list[str]]:
     """The words of the steps in order, and all words that the question lists, shuffled."""
-    spare = rng.randint(0, len(words) - steps) if rng.random() < LONG_SHARE else rng.randint(1, 4)
     listed = rng.sample(words, min(steps + spare, len(words)))
     needed = listed[:steps]
     rng.shuffle(listed)
@@ -64,7 +64,7 @@ def _chosen(rng: random.Random, words: Sequence[str], steps: int) -> tuple[list[
 
 
 def _in_a_row(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def _chain(template: str, start: int, question: str, lines: Iterable[str], result: int) -> Problem:
@@ -72,30 +72,30 @@ def _chain(template: str, start: int, question: str, lines: Iterable[str], resul
     return worked_problem(template, (start, *numbers), question, "\n".join(lines), result)
 
 
-def _rooms(rng: random.Random, c: Cast) -> Problem:
+def _rooms(rng: random.Random, c: Cast, steps: int, spare: int) -> Problem:
     """The last digit of each total says which fact comes next."""
-    start, steps = rng.randint(100, 500), rng.randint(5, 8)
+    start = total = rng.randint(100, 500)
     rooms: list[Fact] = [(rng.choice("+-"), _two_digits(rng)) for _ in range(10)]
-    listed = rng.sample(range(10), 10)
     verbs = {"+": "has", "-": "takes"}
-    facts = " ".join(f"Room {room} {verbs[rooms[room][0]]} {rooms[room][1]}." for room in listed)
-    question = (
-        f"{facts} {c.name} starts with {start} coins. The last digit of the coins is always the next room. "
-        f"How many coins does {c.name} have after {steps} rooms?"
-    )
-    total, lines = start, []
+    told = [f"Room {DIGITS[room]} {verbs[sign]} {amount}" for room, (sign, amount) in enumerate(rooms)]
+    lines, visited = [], []
     for number in range(1, steps + 1):
-        room = total % 10
-        sign, amount = rooms[room]
-        text, total = _step(total, (sign, amount))
-        lines.append(f"{number}. Room {room} {verbs[sign]} {amount}: {text}")
+        visited.append(total % 10)
+        text, total = _step(total, rooms[visited[-1]])
+        lines.append(f"{number}. {told[visited[-1]]}: {text}")
+    listed = sorted(set(visited)) + [room for room in rng.sample(range(10), 10) if room not in visited][:spare]
+    question = (
+        f"{' '.join(f'{told[room]}.' for room in rng.sample(listed, len(listed)))} {c.name} starts with {start} coins. "
+        f"The last digit of the coins is always the next room. "
+        f"How many coins does {c.name} have after {DIGITS[steps]} rooms?"
+    )
     return _chain("rooms", start, question, lines, total)
 
 
-def _market(rng: random.Random, c: Cast) -> Problem:
+def _market(rng: random.Random, c: Cast, steps: int, spare: int) -> Problem:
     """Each step multiplies a price that was looked up, then adds or subtracts."""
-    start, steps = rng.randint(200, 900), rng.randint(4, 6)
-    needed, listed = _chosen(rng, GOODS, steps)
+    start = rng.randint(200, 900)
+    needed, listed = _chosen(rng, GOODS, steps, spare)
     prices = {goods: rng.randint(11, 60) for goods in listed}
     deals = [(rng.choice("+-"), rng.randint(2, 9), goods) for goods in needed]
     verbs = {"+": "sells", "-": "buys"}
@@ -112,10 +112,10 @@ def _market(rng: random.Random, c: Cast) -> Problem:
     return _chain("market", start, question, lines, total)
 
 
-def _bus(rng: random.Random, c: Cast) -> Problem:
+def _bus(rng: random.Random, c: Cast, steps: int, spare: int) -> Problem:
     """Two operations a line, at places whose numbers were looked up."""
-    start, steps = rng.randint(60, 500), rng.randint(4, 6)
-    needed, listed = _chosen(rng, PLACES, steps)
+    start = rng.randint(60, 500)
+    needed, listed = _chosen(rng, PLACES, steps, spare)
     stops = {place: (_two_digits(rng), _two_digits(rng)) for place in listed}
     facts = " ".join(f"At the {place} {off} people get off and {on} get on." for place, (off, on) in stops.items())
     question = (
@@ -131,15 +131,16 @@ def _bus(rng: random.Random, c: Cast) -> Problem:
     return _chain("bus", start, question, lines, total)
 
 
-def _days(rng: random.Random, c: Cast) -> Problem:
+def _days(rng: random.Random, c: Cast, steps: int, spare: int) -> Problem:
     """Which of two facts holds depends on the total so far."""
-    start, steps, first = rng.randint(100, 700), rng.randint(4, 7), rng.randrange(7)
-    needed = [DAYS[(first + number) % 7] for number in range(steps)]
-    rules = {day: (rng.randint(100, 700), _two_digits(rng), _two_digits(rng)) for day in rng.sample(DAYS, 7)}
+    start, first = rng.randint(100, 700), rng.randrange(7)
+    week = [DAYS[(first + number) % 7] for number in range(min(steps + spare, 7))]
+    needed = week[:steps]
+    rules = {day: (rng.randint(100, 700), _two_digits(rng), _two_digits(rng)) for day in rng.sample(week, len(week))}
     total, lines = start, []
     for day in needed:
         _, less, more = rules[day]
-        limit = total + rng.choice((-1, 1)) * rng.randint(3, 150)
+        limit = total + rng.choice((-1, 1)) * rng.randint(NEAREST, 150)
         if not 20 <= limit <= MOST:
             raise OutOfRange
         rules[day] = (limit, less, more)
@@ -155,38 +156,55 @@ def _days(rng: random.Random, c: Cast) -> Problem:
     return _chain("days", start, question, lines, total)
 
 
-def _machines(rng: random.Random, c: Cast) -> Problem:
+def _rounds(rng: random.Random, c: Cast, steps: int, spare: int) -> Problem:
     """Also doubles and triples the total."""
-    total, steps = rng.randint(11, 200), rng.randint(5, 8)
-    needed, listed = _chosen(rng, COLOURS, steps)
-    facts = {colour: _machine(rng) for colour in listed}
+    start = rng.randint(11, 200)
+    rounds = [_round(rng) for _ in range(min(steps + spare, len(ROUNDS)))]
     verbs = {"+": "adds", "-": "takes", "*": "multiplies by"}
-    told = ", ".join(f"the {colour} one {verbs[sign]} {number}" for colour, (sign, number) in facts.items())
-    question = f"Of the machines {told}. {c.name} puts in {total} and uses the {_in_a_row(needed)} one. What comes out?"
-    start, lines = total, []
-    for colour in needed:
-        sign, number = facts[colour]
-        text, total = _step(total, (sign, number))
-        lines.append(f"The {colour} one {verbs[sign]} {number}: {text}")
-    return _chain("machines", start, question, lines, total)
+    told = [f"The {ROUNDS[at]} round {verbs[sign]} {number}" for at, (sign, number) in enumerate(rounds)]
+    facts = " ".join(f"{text}." for text in rng.sample(told, len(told)))
+    question = (
+        f"{facts} {c.name} has {start} points before the first round and stops after the {ROUNDS[steps - 1]} round. "
+        f"How many points does {c.name} have then?"
+    )
+    total, lines = start, []
+    for text, fact in zip(told[:steps], rounds, strict=False):
+        step, total = _step(total, fact)
+        lines.append(f"{text}: {step}")
+    return _chain("rounds", start, question, lines, total)
 
 
-def _machine(rng: random.Random) -> Fact:
+def _round(rng: random.Random) -> Fact:
     sign = rng.choice("++--*")
     return sign, rng.randint(2, 3) if sign == "*" else _two_digits(rng)
 
 
-def _in_range(template: Callable[[random.Random, Cast], Problem]) -> Callable[[random.Random, Cast], Problem]:
-    """The template, drawn until every total is in range."""
+def _full(template: Chain, least: int, most: int) -> Template:
+    """Problems of ``least`` to ``most`` steps, among facts that no step needs."""
 
-    def drawn(rng: random.Random, c: Cast) -> Problem:
-        while True:
-            try:
-                return template(rng, c)
-            except OutOfRange:
-                continue
+    def sizes(rng: random.Random) -> tuple[int, int]:
+        return rng.randint(least, most), MANY if rng.random() < LONG_SHARE else rng.randint(1, 4)
 
-    return drawn
+    return partial(_in_range, template, sizes)
 
 
-CHAINS = tuple(_in_range(template) for template in (_rooms, _market, _bus, _days, _machines))
+def _short(template: Chain) -> Template:
+    """Exercises of 1 to 3 steps, from which looking up is learned sooner."""
+    return partial(_in_range, template, lambda rng: (rng.randint(1, 3), rng.randint(0, 2)))
+
+
+def _in_range(
+    template: Chain, sizes: Callable[[random.Random], tuple[int, int]], rng: random.Random, c: Cast
+) -> Problem:
+    """A problem of the template, drawn until every total is in range."""
+    while True:
+        try:
+            return template(rng, c, *sizes(rng))
+        except OutOfRange:
+            continue
+
+
+CHAINS: tuple[Template, ...] = (
+    _full(_rooms, 5, 8), _full(_market, 4, 6), _full(_bus, 4, 6), _full(_days, 4, 7), _full(_rounds, 5, 8)
+)  # fmt: skip
+EXERCISES: tuple[Template, ...] = tuple(_short(template) for template in (_rooms, _market, _bus, _days, _rounds))

@@ -16,7 +16,7 @@ from examples.tiny_d3llm.problems import Problem
 from examples.tiny_d3llm.tasks import TASKS, Task
 from examples.tiny_d3llm.tokenizer import ANSWER_ENDS, END, load_tokenizer, prompt_text, special_id
 
-SHARD = 10_000  # problems that one process makes at a time
+SHARD = 5_000  # problems that one process makes at a time
 WORKERS = 8
 
 
@@ -68,7 +68,7 @@ def training_set(task: Task, family: Family, count: int, seed: int) -> Dataset:
     seeds = range(seed * 10_000, seed * 10_000 + shards)
     if shards == 1:
         return joined([make(seeds[0])])
-    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("fork")) as pool:  # before a GPU is touched
         return joined(list(pool.map(make, seeds)))
 
 

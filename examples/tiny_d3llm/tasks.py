@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from d3llm_trt.model.config import Family
-from examples.tiny_d3llm.chains import CHAINS
+from examples.tiny_d3llm.chains import CHAINS, EXERCISES
 from examples.tiny_d3llm.problems import TEMPLATES, Problem, Split, Template, make_problems
 
 
@@ -26,12 +26,14 @@ class Task:
     Args:
         name: checkpoints are called ``{name}-{family}``.
         templates: what problems are drawn from.
+        exercises: what training problems are drawn from too.
         answer_positions: the longest masked part of a canvas in training, in tokens; every answer is shorter.
         max_positions: of a canvas.
     """
 
     name: str
     templates: tuple[Template, ...]
+    exercises: tuple[Template, ...]
     answer_positions: int
     max_positions: int
     hidden_size: int
@@ -41,12 +43,14 @@ class Task:
 
     def problems(self, count: int, seed: int, split: Split) -> list[Problem]:
         """The first ``count`` problems of a seed."""
-        return make_problems(count, seed, split, self.templates)
+        exercises = self.exercises if split == "train" else ()
+        return make_problems(count, seed, split, self.templates + exercises)
 
 
 WORD_PROBLEMS = Task(
     name="tiny-d3llm",
     templates=TEMPLATES,
+    exercises=(),
     answer_positions=256,
     max_positions=512,
     hidden_size=256,
@@ -57,6 +61,7 @@ WORD_PROBLEMS = Task(
 YARDSTICK = Task(
     name="yardstick",
     templates=CHAINS,
+    exercises=EXERCISES,
     answer_positions=256,
     max_positions=768,
     hidden_size=192,

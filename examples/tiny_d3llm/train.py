@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from d3llm_trt.model.config import FAMILIES, ModelConfig
@@ -24,6 +24,7 @@ from examples.tiny_d3llm.tasks import TASKS
 SEED = 1
 LEAST_RATIO = 0.05  # of masked positions; bounds the weight 1/t
 STEEPEST, FLATTEST = 8, 128  # tokens over which the ratio of a ramp rises from 0 to 1
+EVEN_EVERY = 4  # canvases, one of which is masked at one ratio
 GOLDEN = 0.6180339887
 TEMPERATURE = 0.5  # of the entropy that certainty lowers
 
@@ -32,14 +33,14 @@ TEMPERATURE = 0.5  # of the entropy that certainty lowers
 class Lesson:
     """What one pack teaches, ``[T]`` each: masked ids, the true ones, and how much each counts.
 
-    ``counts`` weighs the cross-entropy, ``sharpened`` the entropy of what is predicted correctly.
+    ``counts`` weighs the cross-entropy, ``sharpened``, if any, the entropy of what is predicted correctly.
     """
 
     layout: Layout
     canvases: Tensor
     ids: Tensor
     counts: Tensor
-    sharpened: Tensor
+    sharpened: Tensor | None = None
 
 
 LessonLoss = Callable[[Weights, Lesson], Tensor]
@@ -48,11 +49,12 @@ LessonLoss = Callable[[Weights, Lesson], Tensor]
 def lesson_loss(config: ModelConfig, tables: RotaryTables, weights: Weights, lesson: Lesson) -> Tensor:
     """Cross-entropy, and entropy at TEMPERATURE of the tokens that are predicted correctly: one number."""
     logits = all_logits(config, as_deployed(weights), lesson.canvases, lesson.layout, tables)
-    losses = F.cross_entropy(logits, lesson.ids, reduction="none")
+    loss = (F.cross_entropy(logits, lesson.ids, reduction="none") * lesson.counts).sum()
+    if lesson.sharpened is None:
+        return loss
     log_p = (logits / TEMPERATURE).log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
-    sharpened = lesson.sharpened * (logits.argmax(-1) == lesson.ids)
-    return (losses * lesson.counts).sum() + (entropy * sharpened).sum()
+    return loss + (entropy * lesson.sharpened * (logits.argmax(-1) == lesson.ids)).sum()
 
 
 def make_loss(config: ModelConfig, device: torch.device) -> LessonLoss:
@@ -64,8 +66,9 @@ def make_loss(config: ModelConfig, device: torch.device) -> LessonLoss:
 def mask_ratios(pack: Pack, answer_lengths: Tensor) -> Tensor:
     """Share of masked tokens at each position, ``[T]``: what decoding shows.
 
-    In half of the canvases it is one ratio t ~ U(0, 1). In the other half it rises along the answer from 0 to 1:
-    decoding fills the front first, and sees masks behind.
+    In a quarter of the canvases it is one ratio t ~ U(0, 1). In the others it rises along the answer from 0 to 1:
+    decoding fills the front first and sees masks behind, and only there facts must be looked up in the question,
+    since what stands behind gives them away.
     """
     canvas, device = pack.layout.canvas, pack.ids.device
     number = torch.arange(len(pack.layout.edges) - 1, device=device)
@@ -75,7 +78,7 @@ def mask_ratios(pack: Pack, answer_lengths: Tensor) -> Tensor:
     middle = luck[1][canvas] * answer_lengths
     ramp = ((pack.answer - middle) / width + 0.5).clamp(0.0, 1.0)
     even = LEAST_RATIO + (1 - LEAST_RATIO) * ratio[canvas]
-    return torch.where((number % 2 == 0)[canvas], even, ramp)
+    return torch.where((number % EVEN_EVERY == 0)[canvas], even, ramp)
 
 
 def diffusion_lesson(config: ModelConfig, pack: Pack, answer_lengths: Tensor) -> Lesson:
@@ -83,7 +86,7 @@ def diffusion_lesson(config: ModelConfig, pack: Pack, answer_lengths: Tensor) ->
     ratio = mask_ratios(pack, answer_lengths)
     masked = (torch.rand_like(ratio) < ratio) & (pack.counts > 0)
     counts = pack.counts * masked / ratio.clamp(min=LEAST_RATIO) / pack.counts.sum()
-    return Lesson(pack.layout, hidden(config, pack, masked), pack.ids, counts, torch.zeros_like(counts))
+    return Lesson(pack.layout, hidden(config, pack, masked), pack.ids, counts)
 
 
 def hidden(config: ModelConfig, pack: Pack, masked: Tensor) -> Tensor:
@@ -114,14 +117,15 @@ def training_options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--seconds", type=float, default=360)
-    parser.add_argument("--problems", type=int, default=400_000)
-    parser.add_argument("--packed", type=int, default=65536, help="tokens per step")
+    parser.add_argument("--problems", type=int, default=200_000)
+    parser.add_argument("--packed", type=int, default=49152, help="tokens per step")
     return parser
 
 
 def main() -> None:
     parser = training_options(__doc__)
-    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--rate", type=float, default=6e-3)
+    parser.add_argument("--start", type=Path, help="packed weights to go on from")
     args = parser.parse_args()
     task, device = TASKS[args.task], default_device()
     config = tiny_config(task, args.family)
@@ -135,7 +139,8 @@ def main() -> None:
         pack = packer.draw()
         return loss(current, diffusion_lesson(config, pack, answer_lengths[pack.rows]))
 
-    weights = {name: weight.to(device) for name, weight in initial_weights(config, SEED).items()}
+    first = load_file(args.start) if args.start else initial_weights(config, SEED)
+    weights = {name: weight.to(device) for name, weight in first.items()}
     save = saver(args.out / f"{args.family}.base.safetensors")
     save(optimize(weights, loss_of, args.seconds, args.rate, f"train {args.family}", save))
 

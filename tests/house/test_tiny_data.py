@@ -13,7 +13,7 @@ import torch
 from d3llm_trt.build.tokenizer import convert_tokenizer
 from d3llm_trt.model.config import FAMILIES, Family
 from d3llm_trt.tokenizer import Tokenizer
-from examples.tiny_d3llm.chains import LEAST, MOST
+from examples.tiny_d3llm.chains import DIGITS, LEAST, MOST
 from examples.tiny_d3llm.data import make_dataset
 from examples.tiny_d3llm.export import export
 from examples.tiny_d3llm.network import initial_weights, tiny_config
@@ -37,7 +37,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 def test_worked_answers_are_right(task: Task) -> None:
     for problem in task.problems(2000, 3, "train"):
         steps = OPERATION.findall(problem.answer)
-        assert len(steps) >= 2 and int(steps[-1][3]) == problem.result
+        assert steps and int(steps[-1][3]) == problem.result
         for left, sign, right, result in steps:
             values = {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}
             assert int(result) == values.get(sign, int(left) / int(right))
@@ -52,7 +52,7 @@ def test_held_out_problems_share_no_numbers_with_training(task: Task) -> None:
 
 
 def test_every_step_of_a_chain_starts_from_the_result_before() -> None:
-    for problem in YARDSTICK.problems(1000, 5, "train"):
+    for problem in YARDSTICK.problems(1000, 5, "heldout"):
         lines = problem.answer.splitlines()[:-1]
         totals = [OPERATION.findall(line) for line in lines]
         chains = [steps[1:] if problem.template == "market" else steps for steps in totals]
@@ -66,8 +66,9 @@ def test_chains_look_up_what_the_question_says() -> None:
         lines = problem.answer.splitlines()[:-1]
         if problem.template == "rooms":
             for line in lines:
-                room, fact = re.findall(r"Room (\d) (\w+ \d+):", line)[0]
-                assert f"Room {room} {fact}." in problem.question and re.search(rf"{room} [-+] \d+ =", line)
+                room, verb, digit, sign, amount = re.findall(r"Room (\w+) (\w+) \d+: \d*(\d) ([-+]) (\d+)", line)[0]
+                assert f"Room {room} {verb} {amount}." in problem.question and DIGITS[int(digit)] == room
+                assert (verb == "has") == (sign == "+")
         if problem.template == "days":
             for line in lines:
                 day, total, side, limit, sign, amount = re.findall(

@@ -23,7 +23,7 @@ from examples.tiny_d3llm.network import (
 from examples.tiny_d3llm.optimize import optimize, orthogonal
 from examples.tiny_d3llm.packing import Layout, Packer
 from examples.tiny_d3llm.tasks import YARDSTICK
-from examples.tiny_d3llm.train import diffusion_lesson, make_loss
+from examples.tiny_d3llm.train import EVEN_EVERY, diffusion_lesson, make_loss
 
 CPU = torch.device("cpu")
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -80,7 +80,7 @@ def test_the_diffusion_loss_masks_answers_only_and_is_unbiased(llada: Dataset) -
         lesson = diffusion_lesson(config, pack, (llada.total_length - llada.prompt_length)[pack.rows])
         masked = lesson.canvases == config.mask_token_id
         assert not (masked & (pack.answer < 0)).any() and not lesson.counts[~masked].any()
-        one_ratio = pack.layout.canvas % 2 == 0
+        one_ratio = pack.layout.canvas % EVEN_EVERY == 0
         counted += float(lesson.counts[one_ratio].sum())
         wanted += float(pack.counts[one_ratio].sum() / pack.counts.sum())
     assert 0.95 < counted / wanted < 1.05
