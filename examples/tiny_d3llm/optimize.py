@@ -78,25 +78,32 @@ def make_optimizers(parameters: Weights, *, muon: bool = True) -> list[torch.opt
     return [Muon(list(shapes.values())), adamw] if shapes else [adamw]
 
 
-def optimize(weights: Weights, loss_of: Loss, seconds: float, peak: float, label: str, save: Save) -> Weights:
-    """Train for ``seconds``, after a first step outside of that time, and return the running mean of the weights.
+def optimize(
+    weights: Weights,
+    loss_of: Loss,
+    seconds: float,
+    peak: float,
+    label: str,
+    save: Save,
+    clock: Callable[[], float] = time.monotonic,
+) -> Weights:
+    """Train for ``seconds`` of the clock, after a first pass that changes nothing, which compiles.
 
-    ``save`` is called with that mean about once a minute.
+    Returns the running mean of the weights; ``save`` is called with it about once a minute.
     """
     parameters = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
     means = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizers = make_optimizers(parameters)
-    _step(parameters, optimizers, loss_of, 0.0, 0.0).item()  # compiles
-    start, step, progress, saved = time.monotonic(), 0, 0.0, 0
-    while progress < 1.0:
-        loss = _step(parameters, optimizers, loss_of, progress, peak)
+    _step(parameters, optimizers, loss_of, 0.0, 0.0).item()
+    start, step, elapsed, saved = clock(), 0, 0.0, 0
+    while elapsed < seconds:
+        loss = _step(parameters, optimizers, loss_of, elapsed / seconds, peak)
         decay = min(MEAN_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(means.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        step += 1
+        step, elapsed = step + 1, clock() - start
         if step % REPORT_EVERY == 0 or step == 1:
-            print(f"{label}: step {step} loss {loss.item():.4f} {time.monotonic() - start:.0f} s", flush=True)
-        progress = (time.monotonic() - start) / seconds
-        if progress * seconds > SAVE_EVERY * (saved + 1):
+            print(f"{label}: step {step} loss {loss.item():.4f} {elapsed:.0f} s", flush=True)
+        if elapsed > SAVE_EVERY * (saved + 1):
             saved += 1
             save(means)
     print(f"{label}: {step} steps", flush=True)
@@ -113,6 +120,6 @@ def _step(
     torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(peak, progress) if peak else 0.0
+            group["lr"] = learning_rate(peak, progress)
         optimizer.step()
     return loss.detach()
