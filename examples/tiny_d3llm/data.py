@@ -1,73 +1,90 @@
-"""Tokenized problems as tensors: prompt, answer, then EOS as far as any canvas reaches."""
+"""Tokenized problems as tensors: prompt and answer, and EOS behind."""
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import Family
-from examples.tiny_d3llm.network import special_id
 from examples.tiny_d3llm.problems import Problem
-from examples.tiny_d3llm.tokenizer import ANSWER_ENDS, END, load_tokenizer, prompt_text
+from examples.tiny_d3llm.tasks import TASKS, Task
+from examples.tiny_d3llm.tokenizer import ANSWER_ENDS, END, load_tokenizer, prompt_text, special_id
 
-MAX_CANVAS = 512
-SHORT_CANVASES = tuple(range(104, 193, 8))
-ALL_CANVASES = (*SHORT_CANVASES, *range(224, MAX_CANVAS + 1, 32))
+SHARD = 5_000  # problems that one process makes at a time
+WORKERS = 8
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows sorted by the length of prompt and answer, so that those fitting a canvas come first.
+    """Problem n is the tokens ``ids[start[n] : start[n] + total_length[n]]``, int16, and EOS without end behind.
 
-    ``ids[N, MAX_CANVAS]``; ``prompt_length[N]``; ``total_length[N]`` ends after the answer's end token;
-    ``order[N]`` is each row's place in the list of problems.
+    ``prompt_length[N]`` and ``total_length[N]``, which ends after the answer's end token; ``eos`` is the EOS id.
     """
 
     ids: Tensor
+    start: Tensor
     prompt_length: Tensor
     total_length: Tensor
-    order: Tensor
+    eos: int
 
     def to(self, device: torch.device) -> Dataset:
         """The same on a device."""
-        return Dataset(*(part.to(device) for part in (self.ids, self.prompt_length, self.total_length, self.order)))
+        return replace(self, **{name: part.to(device) for name, part in self.__dict__.items() if name != "eos"})
 
     def rows(self, chosen: Tensor) -> Dataset:
-        """Some rows, which must be in ascending order."""
-        parts = (self.ids, self.prompt_length, self.total_length, self.order)
-        return replace(self, **dict(zip(self.__dataclass_fields__, (part[chosen] for part in parts), strict=True)))
+        """Some problems, over the same tokens."""
+        parts = {name: getattr(self, name)[chosen] for name in ("start", "prompt_length", "total_length")}
+        return replace(self, **parts)
+
+    def tokens(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Ids, int64, at ``positions`` of the canvases of problems ``rows``; both of one shape."""
+        total = self.total_length[rows]
+        found = self.ids[self.start[rows] + torch.minimum(positions, total - 1)].long()
+        return torch.where(positions < total, found, self.eos)
 
 
-def make_dataset(family: Family, problems: list[Problem]) -> Dataset:
+def make_dataset(task: Task, family: Family, problems: list[Problem]) -> Dataset:
     """Tokenize problems with the family's chat template and answer end."""
-    tokenizer = load_tokenizer(family)
+    tokenizer = load_tokenizer(task, family)
     prompts = [e.ids for e in tokenizer.encode_batch([prompt_text(family, p.question) for p in problems])]
     answers = [e.ids for e in tokenizer.encode_batch([p.answer + ANSWER_ENDS[family] for p in problems])]
-    ids = np.full((len(problems), MAX_CANVAS), special_id(family, END), dtype=np.int16)
-    for row, prompt, answer in zip(ids, prompts, answers, strict=True):
-        row[: len(prompt) + len(answer)] = prompt + answer
+    ids = np.concatenate([np.array(p + a, dtype=np.int16) for p, a in zip(prompts, answers, strict=True)])
     prompt_length = torch.tensor([len(prompt) for prompt in prompts])
     total_length = prompt_length + torch.tensor([len(answer) for answer in answers])
-    order = torch.argsort(total_length, stable=True)
-    return Dataset(torch.from_numpy(ids)[order], prompt_length[order], total_length[order], order)
+    start = total_length.cumsum(0) - total_length
+    return Dataset(torch.from_numpy(ids), start, prompt_length, total_length, special_id(family, END))
 
 
-class Batches:
-    """Random batches: one of ``lengths`` each, rows that fit it. Draws on the CPU, gathers on the dataset's device."""
+def training_set(task: Task, family: Family, count: int, seed: int) -> Dataset:
+    """At least ``count`` training problems, made by several processes; the same ones for the same seed."""
+    shards = -(-count // SHARD)
+    make = partial(_shard, task.name, family, min(count, SHARD))
+    seeds = range(seed * 10_000, seed * 10_000 + shards)
+    if shards == 1:
+        return joined([make(seeds[0])])
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("fork")) as pool:  # before a GPU is touched
+        return joined(list(pool.map(make, seeds)))
 
-    def __init__(self, dataset: Dataset, size: int, seed: int, lengths: tuple[int, ...]) -> None:
-        self._dataset = dataset
-        self._size = size
-        self._lengths = lengths
-        self._generator = torch.Generator().manual_seed(seed)
-        totals = dataset.total_length.cpu()
-        self._fitting = [int(torch.searchsorted(totals, length, right=True)) for length in lengths]
 
-    def draw(self) -> tuple[Tensor, int]:
-        """Row numbers ``[size]`` on the dataset's device, and the canvas length."""
-        at = int(torch.randint(len(self._lengths), (), generator=self._generator))
-        rows = torch.randint(max(self._fitting[at], 1), (self._size,), generator=self._generator)
-        return rows.to(self._dataset.ids.device, non_blocking=True), self._lengths[at]
+def _shard(name: str, family: Family, count: int, seed: int) -> Dataset:
+    task = TASKS[name]
+    return make_dataset(task, family, task.problems(count, seed, "train"))
+
+
+def joined(parts: list[Dataset]) -> Dataset:
+    """All problems of data sets of one family, in their order."""
+    sizes = torch.tensor([0] + [len(part.ids) for part in parts]).cumsum(0)
+    starts = [part.start + int(size) for part, size in zip(parts, sizes, strict=False)]
+    return Dataset(
+        torch.cat([part.ids for part in parts]),
+        torch.cat(starts),
+        torch.cat([part.prompt_length for part in parts]),
+        torch.cat([part.total_length for part in parts]),
+        parts[0].eos,
+    )

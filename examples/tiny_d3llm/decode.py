@@ -1,4 +1,4 @@
-"""Dense batch decoders for training and quick checks: prompts of one length, every canvas recomputed in full.
+"""Batch decoders for training and quick checks: packed canvases, all of them recomputed in full in every pass.
 
 They follow the same rules as the runtime's LowConfidence and FullAttnMultiBlock with early stop.
 """
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
+from examples.tiny_d3llm.data import Dataset
 from examples.tiny_d3llm.network import Weights, position_logits
+from examples.tiny_d3llm.packing import Layout
 
 BLOCK = 32
 BLOCK_ADD, DECODED = 0.1, 0.95
@@ -44,15 +46,17 @@ class Decoded:
 
 
 @torch.inference_mode()
-def decode(config: ModelConfig, weights: Weights, prompts: Tensor, count: int, rule: Rule) -> Decoded:
-    """Decode ``prompts[B, P]`` with ``count`` answer positions until each answer's first EOS is certain."""
-    batch, start = prompts.shape
-    answers = prompts.new_full((batch, count), config.mask_token_id)
-    commit = torch.zeros_like(answers)
-    passes = prompts.new_zeros(batch)
-    wanted = torch.arange(batch * (start + count), device=prompts.device).view(batch, -1)[:, start:].flatten()
+def decode(config: ModelConfig, weights: Weights, problems: Dataset, count: int, rule: Rule) -> Decoded:
+    """Decode the problems with ``count`` answer positions each, until each answer's first EOS is certain."""
+    batch, device = len(problems.start), problems.ids.device
+    lengths = problems.prompt_length + count
+    layout = Layout.of(lengths, int(lengths.sum()), int(lengths.max()))
+    ids = problems.tokens(torch.arange(batch, device=device)[layout.canvas], layout.positions)
+    places = layout.edges[1:, None].long() - count + torch.arange(count, device=device)  # of the answers
+    answers = places.new_full((batch, count), config.mask_token_id, dtype=torch.int64)
+    commit, passes = torch.zeros_like(answers), answers.new_zeros(batch)
     while (masked := open_masks(config, answers)).any():
-        logits = position_logits(config, weights, torch.cat((prompts, answers), 1), wanted)
+        logits = position_logits(config, weights, ids.index_put((places,), answers), layout, places.flatten())
         accepted = rule(_scores(config, logits.view(batch, count, -1), masked))
         tokens = _best(config, logits).view(batch, count)
         passes += masked.any(1)

@@ -3,158 +3,156 @@
 The trained model decodes training problems one token per pass. The order in which it commits tokens is the
 trajectory: at a moment of it, what was committed is visible, the rest is masked, and the model learns the tokens of
 the next passes. The window of passes and the noise on visible tokens grow. An entropy term at temperature 0.5 makes
-correctly predicted tokens more certain. Canvases are longer than in stage 1, up to the model's limit.
+correctly predicted tokens more certain. The diffusion loss goes on beside it.
 
 ``python -m examples.tiny_d3llm.distill --family llada --base DIR --out DIR --seconds 300``
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from d3llm_trt.model.config import FAMILIES, Family, ModelConfig
-from examples.tiny_d3llm.check import by_prompt_length, decode_group, exact_rows
-from examples.tiny_d3llm.data import ALL_CANVASES, Batches, Dataset, make_dataset
-from examples.tiny_d3llm.decode import low_confidence
+from d3llm_trt.model.config import ModelConfig
+from examples.tiny_d3llm.check import AT_A_TIME, exact_rows
+from examples.tiny_d3llm.data import Dataset, joined, training_set
+from examples.tiny_d3llm.decode import Decoded, decode, low_confidence
 from examples.tiny_d3llm.network import Weights, as_deployed, tiny_config
 from examples.tiny_d3llm.optimize import optimize
-from examples.tiny_d3llm.problems import make_problems
-from examples.tiny_d3llm.train import SEED, default_device, diffusion_loss, masked_logits, token_weights
+from examples.tiny_d3llm.packing import Pack, Packer
+from examples.tiny_d3llm.tasks import TASKS
+from examples.tiny_d3llm.train import (
+    SEED,
+    Lesson,
+    default_device,
+    diffusion_lesson,
+    hidden,
+    make_loss,
+    saver,
+    training_options,
+)
 
-NEVER = 255  # commit step of what the trajectory left masked
-ANSWER_COUNTS = (64, 96, 128)
-CHUNK = 6000  # problems decoded between two looks at the clock
+NEVER = 999  # commit step of what the trajectory left masked
 FIRST_WINDOW, LAST_WINDOW = 4, 64  # passes ahead that are learned
 MOST_NOISE = 0.2  # share of visible answer tokens masked again
-TEMPERATURE = 0.5
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Problems that the model solved, and the pass that committed each position (0: prompt): ``[N, MAX_CANVAS]``."""
+    """Problems that the model solved, with tokens of their own, and the passes that committed them (0: prompt).
+
+    Those of problem n and of its first EOS are ``commit[start[n] + n :]``; ``last[N]`` is the last of them.
+    """
 
     dataset: Dataset
     commit: Tensor
+    last: Tensor
+
+    def commits(self, pack: Pack) -> Tensor:
+        """The pass that committed each position of the pack, NEVER behind the answer: ``[T]``."""
+        rows, positions = pack.rows, pack.layout.positions
+        ends = self.dataset.total_length[rows]
+        found = self.commit[self.dataset.start[rows] + rows + torch.minimum(positions, ends)]
+        return torch.where(positions <= ends, found, NEVER)
 
 
-def collect(config: ModelConfig, weights: Weights, family: Family, seconds: float, most: int) -> Trajectories:
-    """Decode training problems until the time is over or ``most`` are decoded; keep the exact answers."""
-    device = default_device()
-    problems = make_problems(most, SEED + 1, "train")
-    parts: list[Trajectories] = []
+def collect(config: ModelConfig, weights: Weights, problems: Dataset, seconds: float) -> Trajectories:
+    """Decode problems until the time is over; keep those whose answer is exact.
+
+    Raises SystemExit if there is none.
+    """
     start = time.monotonic()
-    for first in range(0, most, CHUNK):
-        dataset = make_dataset(family, problems[first : first + CHUNK]).to(device)
-        count = ANSWER_COUNTS[len(parts) % len(ANSWER_COUNTS)]
-        parts.append(_decode_chunk(config, weights, dataset, count))
+    order = torch.randperm(len(problems.start), device=problems.ids.device)
+    found: list[Trajectories] = []
+    for rows in order.split(AT_A_TIME):
+        by_length = (problems.total_length - problems.prompt_length)[rows].argsort()
+        found.append(_decoded(config, weights, problems.rows(rows[by_length])))
         if time.monotonic() - start > seconds:
             break
-    rows = sum(len(part.commit) for part in parts)
-    print(f"distill {family}: {rows} trajectories, {time.monotonic() - start:.0f} s", flush=True)
-    if not rows:
-        raise SystemExit(f"distill {family}: the base model solved none of the problems; train it for longer")
-    return _joined(parts)
+    kept = sum(len(part.last) for part in found)
+    print(f"trajectories: {kept} of {len(found) * AT_A_TIME}, {time.monotonic() - start:.0f} s", flush=True)
+    if not kept:
+        raise SystemExit("the base model solved none of the problems; train it for longer")
+    commit, last = (torch.cat([getattr(part, name) for part in found]) for name in ("commit", "last"))
+    return Trajectories(joined([part.dataset for part in found]), commit, last)
 
 
-def _decode_chunk(config: ModelConfig, weights: Weights, dataset: Dataset, count: int) -> Trajectories:
-    parts = []
-    for group in by_prompt_length(dataset):
-        decoded = decode_group(config, weights, group, count, lambda *_: low_confidence(1))
-        start = int(group.prompt_length[0])
-        steps = torch.full_like(group.ids, NEVER)
-        steps[:, :start] = 0
-        room = min(count, steps.shape[1] - start)
-        steps[:, start : start + room] = (
-            decoded.commit[:, :room].masked_fill(decoded.commit[:, :room] == 0, NEVER).short()
-        )
-        keep = exact_rows(config, group, decoded).nonzero()[:, 0]
-        parts.append(Trajectories(group.rows(keep), steps[keep]))
-    return _joined(parts)
+def _decoded(config: ModelConfig, weights: Weights, problems: Dataset) -> Trajectories:
+    count = int((problems.total_length - problems.prompt_length).max()) + 1
+    decoded = decode(config, weights, problems, count, low_confidence(1))
+    return compact(problems, decoded, exact_rows(config, problems, decoded))
 
 
-def _joined(parts: list[Trajectories]) -> Trajectories:
-    """All parts as one, sorted by length again."""
-    names = ("ids", "prompt_length", "total_length", "order")
-    joined = Dataset(*(torch.cat([getattr(part.dataset, name) for part in parts]) for name in names))
-    order = torch.argsort(joined.total_length, stable=True)
-    return Trajectories(joined.rows(order), torch.cat([part.commit for part in parts])[order])
+def compact(problems: Dataset, decoded: Decoded, keep: Tensor) -> Trajectories:
+    """The trajectories of the decoded problems ``keep[N]``."""
+    chosen = keep.nonzero()[:, 0]
+    data, commit = problems.rows(chosen), decoded.commit[chosen]
+    rows, positions = _flat(data.total_length)
+    start = data.total_length.cumsum(0) - data.total_length
+    own = Dataset(data.tokens(rows, positions).short(), start, data.prompt_length, data.total_length, data.eos)
+    rows, positions = _flat(data.total_length + 1)
+    answer = positions - data.prompt_length[rows]
+    commits = torch.where(answer >= 0, commit[rows, answer.clamp(min=0)], 0)
+    return Trajectories(own, commits.short(), commit.amax(1))
 
 
-def trajectory_masks(commit: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-    """Masked positions at a random moment of each trajectory, and those among them to learn: ``[B, L]`` each."""
-    last = commit.masked_fill(commit == NEVER, 0).amax(1, keepdim=True)
-    moment = (torch.rand(last.shape, device=commit.device) * last).floor()
-    noise = torch.rand_like(moment) * MOST_NOISE * progress
-    masked = (commit > moment) | ((commit > 0) & (torch.rand(commit.shape, device=commit.device) < noise))
+def _flat(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and place in it of each entry of rows of ``lengths[N]``, one behind the other."""
+    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    return rows, torch.arange(len(rows), device=lengths.device) - (lengths.cumsum(0) - lengths)[rows]
+
+
+def trajectory_masks(commit: Tensor, last: Tensor, canvas: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    """Masked positions at a random moment of each canvas's trajectory, and those among them to learn: ``[T]`` each.
+
+    ``commit[T]`` and ``last[T]`` are passes, ``canvas[T]`` the canvas of each position.
+    """
+    luck = torch.rand(3, len(canvas), device=canvas.device)
+    moment = (luck[0][canvas] * last).floor()
+    noise = luck[1][canvas] * MOST_NOISE * progress
+    masked = (commit > moment) | ((commit > 0) & (luck[2] < noise))
     window = FIRST_WINDOW + (LAST_WINDOW - FIRST_WINDOW) * progress
     return masked, masked & (commit <= moment + window)
 
 
-def certainty_loss(logits: Tensor, correct: Tensor, counts: Tensor) -> Tensor:
-    """Mean entropy at TEMPERATURE of the tokens that are predicted correctly."""
-    log_p = (logits / TEMPERATURE).log_softmax(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    counts = counts * correct
-    return (entropy * counts).sum() / counts.sum().clamp(min=1.0)
-
-
-def trajectory_loss(
-    config: ModelConfig,
-    weights: Weights,
-    data: Trajectories,
-    rows: Tensor,
-    length: int,
-    progress: float,
-    certainty: float,
-) -> Tensor:
-    """Cross-entropy in the window, plus ``certainty`` times the entropy of correct tokens."""
-    ids = data.dataset.ids[rows, :length].long()
-    masked, learned = trajectory_masks(data.commit[rows, :length], progress)
-    counts = token_weights(data.dataset, rows, length) * learned
-    logits, positions = masked_logits(config, weights, ids, masked)
-    wanted, counts = ids.flatten()[positions], counts.flatten()[positions]
-    losses = F.cross_entropy(logits, wanted, reduction="none")
-    likely = (losses * counts).sum() / counts.sum().clamp(min=1.0)
-    return likely + certainty * certainty_loss(logits, logits.argmax(-1) == wanted, counts)
+def trajectory_lesson(config: ModelConfig, data: Trajectories, pack: Pack, progress: float, certainty: float) -> Lesson:
+    """The tokens in the window, and ``certainty`` times the entropy of those that are predicted correctly."""
+    masked, learned = trajectory_masks(data.commits(pack), data.last[pack.rows], pack.layout.canvas, progress)
+    counts = pack.counts * learned
+    counts = counts / counts.sum().clamp(min=1.0)
+    return Lesson(pack.layout, hidden(config, pack, masked), pack.ids, counts, certainty * counts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser = training_options(__doc__)
     parser.add_argument("--base", type=Path, required=True, help="folder with FAMILY.base.safetensors")
-    parser.add_argument("--out", type=Path, required=True, help="folder for FAMILY.final.safetensors")
-    parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--trajectory-seconds", type=float, default=60)
-    parser.add_argument("--trajectories", type=int, default=60_000)
-    parser.add_argument("--problems", type=int, default=300_000, help="for the diffusion loss that goes on beside")
-    parser.add_argument("--batch", type=int, default=192, help="canvases of each of the two losses per step")
-    parser.add_argument("--rate", type=float, default=7e-4)
-    parser.add_argument("--certainty", type=float, default=0.3)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--certainty", type=float, default=0.1)
     args = parser.parse_args()
+    task, device = TASKS[args.task], default_device()
+    config, family = tiny_config(task, args.family), args.family
+    dataset = training_set(task, family, args.problems, SEED + 1).to(device)
     torch.manual_seed(SEED + 1)
-    device, config = default_device(), tiny_config(args.family)
-    base = load_file(args.base / f"{args.family}.base.safetensors", device=str(device))
-    data = collect(config, as_deployed(base), args.family, args.trajectory_seconds, args.trajectories)
-    dataset = make_dataset(args.family, make_problems(args.problems, SEED, "train")).to(device)
-    moments = Batches(data.dataset, args.batch, SEED + 1, ALL_CANVASES)
-    ratios = Batches(dataset, args.batch, SEED + 2, ALL_CANVASES)
+    base = load_file(args.base / f"{family}.base.safetensors", device=str(device))
+    data = collect(config, as_deployed(base), dataset, args.trajectory_seconds)
+    moments = Packer(task, data.dataset, args.packed)
+    ratios = Packer(task, dataset, args.packed)
+    loss = make_loss(config, device)
+    answer_lengths = dataset.total_length - dataset.prompt_length
 
     def loss_of(current: Weights, progress: float) -> Tensor:
-        rows, length = moments.draw()
-        on_trajectory = trajectory_loss(config, current, data, rows, length, progress, args.certainty)
-        return on_trajectory + diffusion_loss(config, current, dataset, *ratios.draw())
+        on_trajectory = trajectory_lesson(config, data, moments.draw(), progress, args.certainty)
+        pack = ratios.draw()
+        return loss(current, on_trajectory) + loss(current, diffusion_lesson(config, pack, answer_lengths[pack.rows]))
 
-    trained = optimize(base, loss_of, args.seconds, args.rate, f"distill {args.family}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.cpu() for name, weight in trained.items()}, args.out / f"{args.family}.final.safetensors")
+    save = saver(args.out / f"{family}.final.safetensors")
+    save(optimize(base, loss_of, args.seconds, args.rate, f"distill {family}", save))
 
 
 if __name__ == "__main__":

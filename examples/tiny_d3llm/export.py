@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from d3llm_trt.model.config import FAMILIES, ModelConfig
+from d3llm_trt.model.config import FAMILIES, Family, ModelConfig
 from examples.tiny_d3llm.network import Weights, tiny_config
+from examples.tiny_d3llm.tasks import TASKS, Task
 from examples.tiny_d3llm.tokenizer import TOKENIZER_FILES, checkpoint_dir
 
 # Packed name -> published name, outside of the layers and inside of one.
@@ -180,12 +181,13 @@ def generation_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def export(config: ModelConfig, weights: Weights, directory: Path) -> None:
+def export(task: Task, family: Family, weights: Weights, directory: Path) -> None:
     """Write a complete checkpoint directory, with the tokenizer that the model was trained with."""
+    config, trained_with = tiny_config(task, family), checkpoint_dir(task, family)
     directory.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES[config.family]:
-        if directory != checkpoint_dir(config.family):
-            shutil.copyfile(checkpoint_dir(config.family) / name, directory / name)
+    for name in TOKENIZER_FILES[family]:
+        if directory != trained_with:
+            shutil.copyfile(trained_with / name, directory / name)
     settings = llada_config(config) if config.family == "llada" else dream_config(config)
     _write_json(directory / "config.json", settings)
     _write_json(directory / "generation_config.json", generation_config(config))
@@ -198,12 +200,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=list(TASKS), default="tiny-d3llm")
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--weights", type=Path, required=True, help="FAMILY.final.safetensors")
-    parser.add_argument("--output", type=Path, help="by default examples/checkpoints/tiny-d3llm-FAMILY")
+    parser.add_argument("--output", type=Path, help="by default examples/checkpoints/TASK-FAMILY")
     args = parser.parse_args()
-    directory = args.output or checkpoint_dir(args.family)
-    export(tiny_config(args.family), load_file(args.weights), directory)
+    task = TASKS[args.task]
+    directory = args.output or checkpoint_dir(task, args.family)
+    export(task, args.family, load_file(args.weights), directory)
     print(f"wrote {directory}")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +73,7 @@ def _boxes(rng: random.Random, c: Cast) -> Problem:
         f"{c.name} has {a} * {b} = {total} {c.things}. "
         f"After giving {eaten} away, {c.name} has {total} - {eaten} = {left} {c.things} left."
     )
-    return _problem("boxes", (a, b, eaten), question, answer, left)
+    return worked_problem("boxes", (a, b, eaten), question, answer, left)
 
 
 def _shop(rng: random.Random, c: Cast) -> Problem:
@@ -86,7 +86,7 @@ def _shop(rng: random.Random, c: Cast) -> Problem:
     answer = (
         f"The {c.things} cost {a} * {b} = {cost} dollars. In total, {c.name} spends {cost} + {price} = {total} dollars."
     )
-    return _problem("shop", (a, b, price), question, answer, total)
+    return worked_problem("shop", (a, b, price), question, answer, total)
 
 
 def _times_as_many(rng: random.Random, c: Cast) -> Problem:
@@ -102,7 +102,7 @@ def _times_as_many(rng: random.Random, c: Cast) -> Problem:
         f"{c.friend} has {a} * {times} = {more} {c.things}. Together they have {more} + {a} = {together}. "
         f"Now they have {together} - {lost} = {left} {c.things}."
     )
-    return _problem("times", (a, times, lost), question, answer, left)
+    return worked_problem("times", (a, times, lost), question, answer, left)
 
 
 def _give_and_find(rng: random.Random, c: Cast) -> Problem:
@@ -117,7 +117,7 @@ def _give_and_find(rng: random.Random, c: Cast) -> Problem:
         f"After giving some to {c.friend}, {c.name} has {a} - {given} = {rest} {c.things}. "
         f"Then {c.name} finds more and has {rest} + {found} = {now} {c.things}."
     )
-    return _problem("give", (a, given, found), question, answer, now)
+    return worked_problem("give", (a, given, found), question, answer, now)
 
 
 def _share(rng: random.Random, c: Cast) -> Problem:
@@ -132,7 +132,7 @@ def _share(rng: random.Random, c: Cast) -> Problem:
         f"Together there are {first} + {total - first} = {total} {c.things}. "
         f"Each child gets {total} / {people} = {each} {c.things}."
     )
-    return _problem("share", (first, total, people), question, answer, each)
+    return worked_problem("share", (first, total, people), question, answer, each)
 
 
 def _baskets(rng: random.Random, c: Cast) -> Problem:
@@ -146,7 +146,7 @@ def _baskets(rng: random.Random, c: Cast) -> Problem:
         f"There are {a} * {b} = {first} {c.things}. There are {d} * {e} = {second} {c.other}. "
         f"In all, there are {first} + {second} = {first + second}."
     )
-    return _problem("baskets", (a, b, d, e), question, answer, first + second)
+    return worked_problem("baskets", (a, b, d, e), question, answer, first + second)
 
 
 def _change(rng: random.Random, c: Cast) -> Problem:
@@ -163,7 +163,7 @@ def _change(rng: random.Random, c: Cast) -> Problem:
         f"With the {c.good}, that is {cost} + {price} = {spent} dollars. "
         f"{c.name} has {money} - {spent} = {money - spent} dollars left."
     )
-    return _problem("change", (money, a, b, price), question, answer, money - spent)
+    return worked_problem("change", (money, a, b, price), question, answer, money - spent)
 
 
 def _ages(rng: random.Random, c: Cast) -> Problem:
@@ -177,30 +177,32 @@ def _ages(rng: random.Random, c: Cast) -> Problem:
         f"{c.friend} is {a} * {times} = {old} years old. "
         f"In {years} years, {c.friend} will be {old} + {years} = {old + years}."
     )
-    return _problem("ages", (a, times, years), question, answer, old + years)
+    return worked_problem("ages", (a, times, years), question, answer, old + years)
 
 
-TEMPLATES: tuple[Callable[[random.Random, Cast], Problem], ...] = (
+Template = Callable[[random.Random, Cast], Problem]
+TEMPLATES: tuple[Template, ...] = (
     _boxes, _shop, _times_as_many, _give_and_find, _share, _baskets, _change, _ages
 )  # fmt: skip
 
 
-def _problem(template: str, numbers: tuple[int, ...], question: str, answer: str, result: int) -> Problem:
+def worked_problem(template: str, numbers: tuple[int, ...], question: str, answer: str, result: int) -> Problem:
+    """A problem whose answer ends in its result."""
     return Problem(template, numbers, question, f"{answer}\n#### {result}", result)
 
 
-def problem_stream(seed: int, split: Split) -> Iterator[Problem]:
+def problem_stream(seed: int, split: Split, templates: Sequence[Template] = TEMPLATES) -> Iterator[Problem]:
     """Problems of one split without end, the same ones for the same seed."""
     rng = random.Random(f"{split}:{seed}")
     while True:
-        problem = rng.choice(TEMPLATES)(rng, _cast(rng))
+        problem = rng.choice(templates)(rng, _cast(rng))
         if problem.split == split:
             yield problem
 
 
-def make_problems(count: int, seed: int, split: Split) -> list[Problem]:
+def make_problems(count: int, seed: int, split: Split, templates: Sequence[Template] = TEMPLATES) -> list[Problem]:
     """The first ``count`` problems of a stream."""
-    stream = problem_stream(seed, split)
+    stream = problem_stream(seed, split, templates)
     return [next(stream) for _ in range(count)]
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from d3llm_trt.model.config import FAMILIES, Family
-from examples.tiny_d3llm.problems import make_problems
+from d3llm_trt.model.config import Family
+from examples.tiny_d3llm.tasks import TASKS, Task
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 CORPUS_SIZE, CORPUS_SEED = 4000, 7
@@ -49,6 +50,11 @@ DREAM_TEMPLATE = (
 )
 
 
+def special_id(family: Family, token: str) -> int:
+    """Id of a special token: they follow the plain ones."""
+    return PLAIN_TOKENS + SPECIALS[family].index(token)
+
+
 def prompt_text(family: Family, question: str) -> str:
     """The chat prompt of a question, special tokens spelled out."""
     if family == "llada":
@@ -58,12 +64,12 @@ def prompt_text(family: Family, question: str) -> str:
     return f"{system}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def train_tokenizer(family: Family) -> Tokenizer:
+def train_tokenizer(task: Task, family: Family) -> Tokenizer:
     """Byte-level BPE on a fixed corpus; a digit is always a token of its own."""
     tokenizer = _tokenizer(family, models.BPE())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=PLAIN_TOKENS, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(_corpus(task), trainer)
     return _with_specials(family, tokenizer)
 
 
@@ -90,17 +96,17 @@ def _pre_tokenizer(family: Family) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def _corpus() -> Iterator[str]:
-    for problem in make_problems(CORPUS_SIZE, CORPUS_SEED, "train"):
+def _corpus(task: Task) -> Iterator[str]:
+    for problem in task.problems(CORPUS_SIZE, CORPUS_SEED, "train"):
         yield f"user\n\n{problem.question}"
         yield f"assistant\n\n{problem.answer}"
         yield f"system\n{SYSTEM_MESSAGE}"
 
 
-def write_tokenizer(family: Family, directory: Path) -> None:
+def write_tokenizer(task: Task, family: Family, directory: Path) -> None:
     """Train the family's tokenizer and write the files that its published checkpoints have."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(family)
+    tokenizer = train_tokenizer(task, family)
     if family == "llada":
         tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
         _write_json(directory / "tokenizer_config.json", _llada_settings(tokenizer))
@@ -164,14 +170,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def checkpoint_dir(family: Family) -> Path:
+def checkpoint_dir(task: Task, family: Family) -> Path:
     """Where the finished checkpoint of a family lives."""
-    return CHECKPOINTS / f"tiny-d3llm-{family}"
+    return CHECKPOINTS / f"{task.name}-{family}"
 
 
-def load_tokenizer(family: Family) -> Tokenizer:
+def load_tokenizer(task: Task, family: Family) -> Tokenizer:
     """The tokenizer in the checkpoint directory, which every stage reads, so that they agree on all ids."""
-    directory = checkpoint_dir(family)
+    directory = checkpoint_dir(task, family)
     if family == "llada":
         return Tokenizer.from_file(str(directory / "tokenizer.json"))
     vocabulary, merges = directory / "vocab.json", directory / "merges.txt"
@@ -179,9 +185,9 @@ def load_tokenizer(family: Family) -> Tokenizer:
 
 
 def main() -> None:
-    for family in FAMILIES:
-        write_tokenizer(family, checkpoint_dir(family))  # type: ignore[arg-type]
-        print(f"wrote the tokenizer of {checkpoint_dir(family)}")  # type: ignore[arg-type]
+    for task, family in product(TASKS.values(), get_args(Family)):
+        write_tokenizer(task, family, checkpoint_dir(task, family))
+        print(f"wrote the tokenizer of {checkpoint_dir(task, family)}")
 
 
 if __name__ == "__main__":
