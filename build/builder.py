@@ -16,6 +16,7 @@ from d3llm_trt.build import calibration, tokenizer
 from d3llm_trt.build.check import check_build, plugin_facts, prompt_facts
 from d3llm_trt.build.checkpoint import Checkpoint
 from d3llm_trt.build.engine_dir import publish, writing
+from d3llm_trt.build.hub import local_directory
 from d3llm_trt.build.quantize import output_errors, packed_fp8, scales_for
 from d3llm_trt.build.tensorrt import plan
 from d3llm_trt.build.weights_file import WeightsFile, not_resident, open_weights, write_weights
@@ -36,18 +37,22 @@ def build_engine(
     engine_dir: str | Path,
     build_config: BuildConfig | None = None,
     *,
+    revision: str | None = None,
     overwrite: bool = False,
     progress: OnProgress | None = None,
 ) -> Path:
     """Build the checkpoint in ``checkpoint_dir`` into ``engine_dir`` and return that.
 
     Args:
+        checkpoint_dir: a directory, or a model of the Hugging Face Hub as ``org/name`` or ``org/name@revision``.
+        revision: a branch, tag or commit, where ``checkpoint_dir`` is a model of the Hub.
         build_config: what the engine is built for; by default ``BuildConfig()``.
         overwrite: replace an engine that is at ``engine_dir``; never anything else.
         progress: called as ``progress(stage, done, total)``.
 
     Raises CheckpointError, ConfigError or BuildError; ``engine_dir`` is then what it was before.
     """
+    checkpoint_dir = local_directory(checkpoint_dir, revision)
     checkpoint, settings = check_build(checkpoint_dir, engine_dir, build_config, overwrite=overwrite)
     return build(checkpoint, Path(engine_dir), settings, progress, overwrite=overwrite)
 
@@ -108,6 +113,7 @@ class _Build:
 
     def _write_weights(self, path: Path) -> FileFacts:
         dtype = self.settings.dtype
+        self.checkpoint.warn_of_casts(dtype)
         forms = packed_tensors(self.checkpoint.config, dtype)
         tensors = self._reported("pack weights", self.checkpoint.packed_tensors(), forms)
         try:

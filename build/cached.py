@@ -19,6 +19,7 @@ from d3llm_trt.files import cache_directory
 from d3llm_trt.manifest import FORMAT_VERSION, Check, file_facts, load_manifest, verify_files
 from d3llm_trt.progress import OnProgress
 from d3llm_trt.version import __version__
+from d3llm_trt.write_errors import cause_and_advice
 
 
 def build_cached_engine(
@@ -37,6 +38,8 @@ def build_cached_engine(
     if check is not None:
         check(checkpoint.config, settings)
     entry = cache_directory() / cache_key(checkpoint, settings)
+    if _is_good(entry, progress):  # without the lock, which a read-only cache cannot have
+        return entry
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(entry.with_suffix(".lock")):
@@ -47,7 +50,7 @@ def build_cached_engine(
                 build(checkpoint, entry, settings, progress)
     except OSError as error:
         fix = "set D3LLM_TRT_CACHE to a directory that can be written"
-        raise BuildError(f"{entry.parent}: the cache cannot be used: {error}; {fix}") from error
+        raise BuildError(f"{entry.parent}: the cache cannot be used: {cause_and_advice(error, fix)}") from error
     return entry
 
 

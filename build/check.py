@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
-from d3llm_trt.build.engine_dir import FREE_SPACE, check_target, writing
+from d3llm_trt.build.engine_dir import ELSEWHERE, check_target, writing
 from d3llm_trt.build.quantize import check_sizes
 from d3llm_trt.build.weights_file import file_bytes
 from d3llm_trt.config import BuildConfig, EngineConfig
@@ -18,6 +18,8 @@ from d3llm_trt.model.packing import packed_tensors
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
 from d3llm_trt.prompts import read_prompt_file
 from d3llm_trt.tensorrt_module import load_tensorrt
+from d3llm_trt.workspaces import require_writable
+from d3llm_trt.write_errors import FREE_SPACE
 
 SPARE_BYTES = 64 << 20
 
@@ -57,6 +59,7 @@ def check_place(checkpoint: Checkpoint, target: Path, settings: EngineConfig, *,
         check_sizes(checkpoint.config)
     with writing(target):
         check_target(target, overwrite)
+        require_writable(Path(os.path.realpath(target)).parent)
         _check_space(target, _engine_bytes(checkpoint.config, settings))
     if settings.backend != "torch":
         load_tensorrt(settings.backend)
@@ -96,4 +99,4 @@ def _check_space(target: Path, size: int) -> None:
     free, wanted = shutil.disk_usage(parent).free, size + SPARE_BYTES
     if free < wanted:
         needs = f"the engine takes {size} bytes and some room to work"
-        raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}")
+        raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}, or {ELSEWHERE}")

@@ -1,4 +1,7 @@
-"""A checkpoint's ``config.json`` -> ModelConfig: every value is read, none is assumed, all problems are collected."""
+"""A checkpoint's ``config.json`` -> ModelConfig: every value is read, none is assumed, all problems are collected.
+
+Of ``generation_config.json`` only the ids that end an answer are read.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from d3llm_trt.build.rope_settings import with_plain_rope
 from d3llm_trt.model.config import Family, ModelConfig
 from d3llm_trt.settings import is_integer, is_number
 
+CONFIG_FILE, GENERATION_CONFIG_FILE = "config.json", "generation_config.json"
 ARCHITECTURES: dict[str, Family] = {"LLaDAModelLM": "llada", "DreamModel": "dream"}
 MAX_SIZE, MAX_LAYERS = 1 << 24, 1000
 ABSENT = object()
 
 # A key's allowed values. ABSENT stands among them where leaving the key out means the same as the others.
-_EVERYWHERE: dict[str, tuple[Any, ...]] = {"quantization_config": (ABSENT, None), "rope_parameters": (ABSENT, None)}
+_EVERYWHERE: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (ABSENT, None),
+    "partial_rotary_factor": (ABSENT, None, 1.0, 1),
+}
 _FIXED: dict[Family, dict[str, tuple[Any, ...]]] = {
     "llada": {
         "block_type": ("llama",),
@@ -31,14 +39,12 @@ _FIXED: dict[Family, dict[str, tuple[Any, ...]]] = {
         "input_emb_norm": (False, ABSENT, None),
         "scale_logits": (False, ABSENT, None),
         "alibi": (False, ABSENT, None),
-        "rope_scaling": (None, ABSENT),
         "multi_query_attention": (True, False, None, ABSENT),
         **_EVERYWHERE,
     },
     "dream": {
         "hidden_act": ("silu",),
         "tie_word_embeddings": (False,),
-        "rope_scaling": (None, ABSENT),
         "use_sliding_window": (False, ABSENT, None),
         "use_mrope": (False, ABSENT, None),
         **_EVERYWHERE,
@@ -48,16 +54,17 @@ _FIXED: dict[Family, dict[str, tuple[Any, ...]]] = {
 
 @dataclass
 class ConfigReader:
-    """Typed access to a configuration that notes each problem and goes on."""
+    """Typed access to a configuration that notes each problem, with the name of the file, and goes on."""
 
     values: Mapping[str, Any]
     problems: list[str] = field(default_factory=list)
+    source: str = CONFIG_FILE
 
     def expect(self, key: str, condition: bool, allowed: str) -> bool:
         """Note a problem with the value of ``key`` unless ``condition`` holds."""
         if not condition:
             given = f"is {self.values[key]!r}" if key in self.values else "is missing"
-            self.problems.append(f"config.json: {key} {given}; expected {allowed}")
+            self.problems.append(f"{self.source}: {key} {given}; expected {allowed}")
         return condition
 
     def one_of(self, key: str, allowed: tuple[Any, ...]) -> None:
@@ -78,6 +85,14 @@ class ConfigReader:
             return default()
         return self.integer(key, top)
 
+    def ids(self, key: str, last: int) -> tuple[int, ...]:
+        """One id or the different ids of a list under ``key``; none where it is left out, null, or after a problem."""
+        value = self.values.get(key)
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        sound = all(is_integer(token_id) and 0 <= token_id <= last for token_id in listed)
+        self.expect(key, sound and value != [], f"0..{last}, or a list of such ids")
+        return tuple(dict.fromkeys(listed)) if sound else ()
+
     def number(self, key: str, low: float, top: float) -> float:
         """The number under ``key``, between the bounds; ``top`` after a problem."""
         value = self.values.get(key)
@@ -85,9 +100,17 @@ class ConfigReader:
         return float(value) if self.expect(key, allowed, f"a number between {low} and {top}") else top  # type: ignore[arg-type]
 
 
-def model_config(values: Mapping[str, Any]) -> tuple[ModelConfig | None, list[str]]:
-    """The hyper-parameters and the problems found; no hyper-parameters if there are problems."""
-    reader = ConfigReader(values)
+def model_config(
+    values: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+) -> tuple[ModelConfig | None, list[str]]:
+    """The hyper-parameters, and what is wrong with them; no hyper-parameters where something is.
+
+    Args:
+        values: the content of ``config.json``.
+        generation: that of ``generation_config.json``, for more ids that end an answer.
+    """
+    reader = ConfigReader(*with_plain_rope(values))
+    generated = ConfigReader(generation or {}, reader.problems, GENERATION_CONFIG_FILE)
     architectures = values.get("architectures")
     known = isinstance(architectures, list) and len(architectures) == 1 and architectures[0] in list(ARCHITECTURES)
     if not reader.expect("architectures", known, " or ".join(f"['{name}']" for name in ARCHITECTURES)):
@@ -96,11 +119,11 @@ def model_config(values: Mapping[str, Any]) -> tuple[ModelConfig | None, list[st
     family = ARCHITECTURES[architectures[0]]
     for key, allowed in _FIXED[family].items():
         reader.one_of(key, allowed)
-    config = _llada(reader) if family == "llada" else _dream(reader)
+    config = _llada(reader, generated) if family == "llada" else _dream(reader, generated)
     return (None, reader.problems) if reader.problems else (config, [])
 
 
-def _llada(reader: ConfigReader) -> ModelConfig:
+def _llada(reader: ConfigReader, generated: ConfigReader) -> ModelConfig:
     hidden, heads = reader.integer("d_model"), reader.integer("n_heads")
     multi_query = reader.values.get("multi_query_attention") is True
     kv_heads = reader.integer_or("n_kv_heads", lambda: 1 if multi_query else heads)
@@ -118,16 +141,19 @@ def _llada(reader: ConfigReader) -> ModelConfig:
         num_kv_heads=kv_heads,
         head_dim=_head_dim(reader, hidden, heads, kv_heads, ("d_model", "n_heads", "n_kv_heads")),
         max_position_embeddings=reader.integer("max_sequence_length"),
-        **_common(reader, table_rows),
+        **_common(reader, generated, table_rows),
     )
 
 
-def _dream(reader: ConfigReader) -> ModelConfig:
+def _dream(reader: ConfigReader, generated: ConfigReader) -> ModelConfig:
     hidden, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     kv_heads = reader.integer("num_key_value_heads")
     rows = reader.integer("vocab_size")
     names = ("hidden_size", "num_attention_heads", "num_key_value_heads")
     head_dim = _head_dim(reader, hidden, heads, kv_heads, names)
+    types = reader.values.get("layer_types")
+    full = types is None or (isinstance(types, list) and all(kind == "full_attention" for kind in types))
+    reader.expect("layer_types", full, "left out or 'full_attention' throughout")
     reader.expect("head_dim", reader.values.get("head_dim") in (None, head_dim), f"left out or {head_dim}")
     return ModelConfig(
         family="dream",
@@ -139,7 +165,7 @@ def _dream(reader: ConfigReader) -> ModelConfig:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        **_common(reader, rows),
+        **_common(reader, generated, rows),
     )
 
 
@@ -151,15 +177,27 @@ def _head_dim(reader: ConfigReader, hidden: int, heads: int, kv_heads: int, name
     return max(1, hidden // heads)
 
 
-def _common(reader: ConfigReader, rows: int) -> dict[str, Any]:
+def _common(reader: ConfigReader, generated: ConfigReader, rows: int) -> dict[str, Any]:
     """What both families call by the same name."""
     last = max(0, rows - 1)
-    ids = {name: reader.integer(name, last, 0) for name in ("mask_token_id", "eos_token_id", "pad_token_id")}
+    ends = _end_token_ids(reader, generated, last)
+    mask, pad = (reader.integer(name, last, 0) for name in ("mask_token_id", "pad_token_id"))
     if not reader.problems:
-        distinct = ids["mask_token_id"] not in (ids["eos_token_id"], ids["pad_token_id"])
-        reader.expect("mask_token_id", distinct, "another id than eos_token_id and pad_token_id")
+        reader.expect("mask_token_id", mask not in (*ends, pad), "another id than pad_token_id and those that end")
     return {
         "rms_norm_eps": reader.number("rms_norm_eps", 0.0, 1.0),
         "rope_theta": reader.number("rope_theta", 1.0, 1e12),
-        **ids,
+        "mask_token_id": mask,
+        "eos_token_id": ends[0] if ends else 0,
+        "pad_token_id": pad,
+        "end_token_ids": ends,
     }
+
+
+def _end_token_ids(reader: ConfigReader, generated: ConfigReader, last: int) -> tuple[int, ...]:
+    """Every id that ends an answer, those of ``config.json`` first."""
+    problems = len(reader.problems)
+    ends = tuple(dict.fromkeys(reader.ids("eos_token_id", last) + generated.ids("eos_token_id", last)))
+    if len(reader.problems) == problems:
+        reader.expect("eos_token_id", bool(ends), f"0..{last}, or a list of such ids, here or in {generated.source}")
+    return ends

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from d3llm_trt.build.chat_templates import warn_of_other_template
 from d3llm_trt.errors import CheckpointError
+from d3llm_trt.lookalikes import absence, other_content, unreadable
 from d3llm_trt.model.config import Family, ModelConfig
 from d3llm_trt.settings import is_integer
 from d3llm_trt.strict_json import read_object
@@ -25,12 +26,9 @@ SOURCE_FILES = (
 )  # fmt: skip
 MASK_TOKENS: dict[Family, str] = {"llada": "<|mdm_mask|>", "dream": "<|mask|>"}
 BOS_TOKENS: dict[Family, str] = {"llada": "<|startoftext|>", "dream": "<|beginoftext|>"}
-# What the published templates hold, by which another one is noticed.
-TEMPLATE_PARTS: dict[Family, tuple[str, ...]] = {
-    "llada": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "trim"),
-    "dream": ("<|im_start|>", "<|im_end|>", "system", "You are a helpful assistant."),
-}
 MAX_DIGITS = 64  # model_max_length is published as 10**30
+# These hold tokens in a list, or by name.
+SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
 COPY_AGAIN = "copy the tokenizer files from the published checkpoint again"
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -55,13 +53,14 @@ def convert_tokenizer(checkpoint_dir: Path, config: ModelConfig, out_dir: Path) 
     if not there:
         return []
     if lost := [path for path in there if not path.is_file()]:
-        raise CheckpointError(f"{lost[0]}: not a regular file, or a link to nothing; {COPY_AGAIN}")
+        state = "not a regular file" if lost[0].exists() else absence(lost[0])
+        raise CheckpointError(f"{lost[0]}: {state}; {COPY_AGAIN}")
     definition, source = _definition(checkpoint_dir, config.family)
     added = _added_tokens(checkpoint_dir, definition, source)
     _check_ids(definition["model"]["vocab"], added, config, source)
     plain = _plain_text_only(definition, {token.token_id for token in added.values()}, source)
     _check_works(plain, source)
-    _warn_of_other_template(checkpoint_dir, config.family)
+    warn_of_other_template(checkpoint_dir, config.family, _read_optional(checkpoint_dir / TOKENIZER_CONFIG_FILE))
     special_tokens = {content: added[content].token_id for content in sorted(added, key=lambda c: added[c].token_id)}
     settings = TokenizerConfig(
         family=config.family,
@@ -135,16 +134,23 @@ def _read_merges(path: Path) -> list[list[str]]:
 
 
 def _added_tokens(checkpoint_dir: Path, definition: dict[str, Any], source: Path) -> dict[str, AddedToken]:
-    """Every added token by content, from all files that may name some. Raises CheckpointError if they disagree."""
+    """Every added token by content, from all files that may name some. Raises CheckpointError if ids disagree.
+
+    A token is special if one of the files says so, or gives it a role such as ``eos_token``.
+    """
+    roles = _special_contents(checkpoint_dir)
     added: dict[str, AddedToken] = {}
     ids: dict[int, str] = {}
     for path, token in _all_sources(checkpoint_dir, definition, source):
         known = added.setdefault(token.content, token)
         if known.token_id != token.token_id or ids.setdefault(token.token_id, token.content) != token.content:
-            other = f"{known.content!r} = {known.token_id}" if known is not token else repr(ids[token.token_id])
+            same = known.token_id == token.token_id
+            other = repr(ids[token.token_id]) if same else f"{known.content!r} = {known.token_id}"
             raise CheckpointError(
                 f"{path}: added token {token.content!r} = {token.token_id} disagrees with {other}; {COPY_AGAIN}"
             )
+        special = known.special or token.special or token.content in roles
+        added[token.content] = replace(known, special=special)
     return added
 
 
@@ -180,8 +186,10 @@ def _special_contents(checkpoint_dir: Path) -> set[str]:
     values: list[object] = []
     for name in (SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE):
         for key, value in _read_optional(checkpoint_dir / name).items():
-            if key.endswith("_token") or key in ("additional_special_tokens", "extra_special_tokens"):
-                values.extend(value if isinstance(value, list) else [value])
+            if key.endswith("_token"):
+                values.append(value)
+            elif key in SPECIAL_LISTS:
+                values += value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
     return {content for content in map(_content, values) if content is not None}
 
 
@@ -280,20 +288,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     return read_object(path, CheckpointError, COPY_AGAIN, max_digits=MAX_DIGITS)
 
 
-def _warn_of_other_template(checkpoint_dir: Path, family: Family) -> None:
-    """Chat templates are built in and never run from a checkpoint; say so where it seems to have another one."""
-    template = _read_optional(checkpoint_dir / TOKENIZER_CONFIG_FILE).get("chat_template")
-    if isinstance(template, str) and not all(part in template for part in TEMPLATE_PARTS[family]):
-        warnings.warn(
-            f"{checkpoint_dir}: its chat_template is not the published one; chats use {family}'s built-in one",
-            stacklevel=2,
-        )
-
-
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+        if (other := other_content(data, "merges")) is not None:
+            raise CheckpointError(f"{path}: {other.cause}; {other.fix or COPY_AGAIN}")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {unreadable(path, error, COPY_AGAIN)}") from error
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; {COPY_AGAIN}") from error
 
 

@@ -21,6 +21,7 @@ import torch
 
 from d3llm_trt.dtypes import CHECKPOINT_DTYPES, DTYPES, torch_dtype
 from d3llm_trt.errors import CheckpointError
+from d3llm_trt.lookalikes import absence, other_content, unreadable
 from d3llm_trt.manifest import FileFacts
 from d3llm_trt.model.packing import TensorForm
 from d3llm_trt.settings import is_integer
@@ -64,7 +65,7 @@ class WeightsFile:
                     _check(len(piece) == end - begin, self.path, "changed while it was read")
                     yield piece
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}; {DOWNLOAD_AGAIN}") from error
+            raise CheckpointError(f"{self.path}: {unreadable(self.path, error, DOWNLOAD_AGAIN)}") from error
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor that shares memory with the mapped file. Writing to it does not change the file."""
@@ -135,12 +136,13 @@ def open_weights(path: Path) -> WeightsFile:
             _check(len(start) == _LENGTH.size, path, f"only {status.st_size} bytes, too short for a safetensors file")
             (length,) = _LENGTH.unpack(start)
             top = min(MAX_HEADER_BYTES, status.st_size - _LENGTH.size)
-            _check(2 <= length <= top, path, f"{_kind(start)}: header length is {length}; allowed: 2 to {top}")
+            if not 2 <= length <= top:
+                raise CheckpointError(f"{path}: {_other_file(start + file.read(64), length, top)}")
             header = file.read(length)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; {DOWNLOAD_AGAIN}") from error
+        raise CheckpointError(f"{path}: {absence(path)}; {DOWNLOAD_AGAIN}") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; {DOWNLOAD_AGAIN}") from error
+        raise CheckpointError(f"{path}: {unreadable(path, error, DOWNLOAD_AGAIN)}") from error
     _check(len(header) == length, path, "changed while it was read")
     values = parse_object(header, f"{path}: header", CheckpointError, DOWNLOAD_AGAIN)
     return WeightsFile(path, status.st_size, header, _entries(path, values, _LENGTH.size + length, status.st_size))
@@ -151,12 +153,13 @@ def _check(condition: bool, path: Path, problem: str) -> None:
         raise CheckpointError(f"{path}: {problem}; {DOWNLOAD_AGAIN}")
 
 
-def _kind(start: bytes) -> str:
+def _other_file(start: bytes, length: int, top: int) -> str:
+    """What a file with these first bytes is, if its header cannot be of that length, and what to do."""
     if start.startswith(b"PK"):
-        return "a zip archive, such as torch.save writes, and pickles are never loaded"
-    if start.startswith(b"version "):
-        return "a Git LFS pointer instead of the file"
-    return "not a safetensors file, or damaged"
+        return f"a zip archive, such as torch.save writes, and pickles are never loaded; {DOWNLOAD_AGAIN}"
+    if (other := other_content(start, "weights")) is not None:
+        return f"{other.cause}; {other.fix or DOWNLOAD_AGAIN}"
+    return f"not a safetensors file, or damaged: header length is {length}; allowed: 2 to {top}; {DOWNLOAD_AGAIN}"
 
 
 def _entries(path: Path, header: dict[str, Any], data_start: int, size: int) -> dict[str, TensorEntry]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from d3llm_trt.config import BuildConfig
 from d3llm_trt.errors import ConfigError, EngineError
 from d3llm_trt.files import require_directory
+from d3llm_trt.lookalikes import refuse_other_directory
 from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Check, Manifest, is_engine, load_manifest, verify_files
 from d3llm_trt.progress import OnProgress
 from d3llm_trt.settings import is_integer, require
 
 GIVE_EITHER = "give an engine or a checkpoint directory"
+
+
+def source_directory(model: str | Path, revision: str | None = None) -> Path:
+    """The directory of ``model``, downloaded first if it names a model of the Hugging Face Hub.
+
+    Raises ConfigError on a revision of something else, CheckpointError if the files cannot be had.
+    """
+    from d3llm_trt.build.hub import local_directory
+
+    return local_directory(model, revision)
 
 
 def engine_for(
@@ -23,7 +35,7 @@ def engine_for(
     check: Check | None = None,
     progress: OnProgress | None = None,
 ) -> tuple[Path, Manifest]:
-    """The engine directory for ``model`` and its manifest, every file verified.
+    """The engine directory for the directory ``model`` and its manifest, every file verified.
 
     A checkpoint is built into the cache directory first, unless it is there. ``check`` may refuse an engine before
     it is built or read. Raises ConfigError where an engine was built with other settings, EngineError or
@@ -31,7 +43,9 @@ def engine_for(
     """
     path = Path(model)
     require_directory(path, EngineError, GIVE_EITHER)
-    if not (path / MANIFEST_FILE).exists():
+    if not is_engine(path):
+        refuse_other_directory(path)
+    if not os.path.lexists(path / MANIFEST_FILE):
         raise EngineError(f"{path}: has no {MANIFEST_FILE}; {GIVE_EITHER}")
     if is_engine(path):
         manifest = load_manifest(path)

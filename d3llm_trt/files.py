@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from d3llm_trt.errors import ConfigError
+from d3llm_trt.lookalikes import absence
 from d3llm_trt.settings import require
+from d3llm_trt.workspaces import require_writable
+from d3llm_trt.write_errors import naming_causes
+
+LONGEST_WRITE = 3600.0  # seconds
 
 
 def require_directory(path: Path, error: type[Exception], fix: str) -> None:
     """Raise ``error`` saying what ``path`` is, and ``fix``, unless it is a directory."""
     if not path.is_dir():
-        state = "not a directory" if path.exists() else "no such directory"
+        state = "not a directory" if path.exists() else absence(path) if path.is_symlink() else "no such directory"
         raise error(f"{path}: {state}; {fix}")
 
 
@@ -23,9 +31,10 @@ def check_picture_path(what: str, path: Path, suffixes: tuple[str, ...], without
     ``what`` names the setting; ``without_matplotlib`` says that a .png needs it, where it is missing, and what to do.
     """
     require(path.suffix in suffixes, what, str(path), f"a {' or '.join(suffixes)} file")
-    folder = path.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
-        raise ConfigError(f"{what} is {str(path)!r}; allowed: a file in an existing folder that can be written to")
+    require(not path.is_dir(), what, str(path), "a file, and this is a folder")
+    require(path.parent.is_dir(), what, str(path), "a file in a folder that exists; make the folder, or choose another")
+    with naming_causes(path, ConfigError, "choose another folder"):
+        require_writable(path.parent)
     if path.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(without_matplotlib)
 
@@ -47,11 +56,18 @@ def cache_directory() -> Path:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError, and then leaves nothing behind."""
+    """Write a file whole or not at all. Raises OSError, and then leaves nothing behind.
+
+    Files that dead processes left of the same one are removed: by their age, since writing takes no hour.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for other in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
+        with suppress(OSError):  # another process was faster
+            if other.stat().st_mtime < time.time() - LONGEST_WRITE:
+                other.unlink()
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise

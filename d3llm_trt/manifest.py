@@ -193,6 +193,9 @@ def _from_values(values: dict[str, Any]) -> Manifest:
 
 
 def _model_config(values: dict[str, Any]) -> ModelConfig:
+    ends = values.get("end_token_ids", [])
+    if not isinstance(ends, list) or not all(map(is_integer, ends)):
+        raise ConfigError(f"pretrained_config: end_token_ids is {ends!r}; expected a list of integers")
     config = ModelConfig.from_dict(values)
     if config.family not in FAMILIES:
         raise ConfigError(f"family is {config.family!r}; allowed: {', '.join(FAMILIES)}")

@@ -53,7 +53,7 @@ def read_settings_file(path: str | Path) -> Any:
     path = Path(path)
     require(path.suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path}: cannot be read: {error}") from error

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from d3llm_trt.lookalikes import other_content, unreadable
+
 MAX_BYTES = 256 << 20
 MAX_DIGITS = 18
 
@@ -28,13 +30,15 @@ def read_bytes(path: Path, error: type[Exception], fix: str) -> bytes:
             raise error(f"{path}: {facts.st_size} bytes; allowed: at most {MAX_BYTES}; {fix}")
         return path.read_bytes()
     except OSError as reason:
-        raise error(f"{path}: cannot be read: {reason.strerror or reason}; {fix}") from reason
+        raise error(f"{path}: {unreadable(path, reason, fix)}") from reason
 
 
 def parse_object(
     data: bytes, source: str, error: type[Exception], fix: str, *, max_digits: int = MAX_DIGITS
 ) -> dict[str, Any]:
-    """The JSON object in ``data``. Raises ``error`` naming ``source``, what is wrong and ``fix``."""
+    """The JSON object in ``data``. Raises ``error`` naming ``source``, what is wrong and ``fix``, or a better one."""
+    if (other := other_content(data, "JSON")) is not None:
+        raise error(f"{source}: {other.cause}; {other.fix or fix}")
     try:
         value = json.loads(
             data.decode("utf-8"),

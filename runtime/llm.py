@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from d3llm_trt.engine_source import source_directory
 from d3llm_trt.errors import EngineError, RequestError
 from d3llm_trt.progress import OnProgress, build_progress
 from d3llm_trt.prompts import prompt_list
@@ -40,7 +41,9 @@ class LLM:
 
     Args:
         model: an engine directory, or a Hugging Face checkpoint directory, which is built into the cache directory
-            first (``$D3LLM_TRT_CACHE``, by default ``~/.cache/d3llm-trt``).
+            first (``$D3LLM_TRT_CACHE``, by default ``~/.cache/d3llm-trt``), or a checkpoint of the Hugging Face Hub
+            as ``org/name`` or ``org/name@revision``, which is downloaded before that.
+        revision: a branch, tag or commit, where ``model`` is of the Hub.
         backend: of a checkpoint's engine; an engine directory has its own.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; by default a GPU if there is one.
         dtype: of a checkpoint's engine; by default the checkpoint's.
@@ -58,6 +61,7 @@ class LLM:
         self,
         model: str | Path,
         *,
+        revision: str | None = None,
         backend: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -66,9 +70,10 @@ class LLM:
         progress: OnProgress | None = None,
     ) -> None:
         policy, where = parse_policy(cuda_graphs), choose_device(device)
+        source = source_directory(model, revision)  # before our bars, since a download has its own
         with _shown(progress) as show:
             engine, tokenizer = open_engine(
-                model, where, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
+                source, where, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
             )
             decoder = Decoder(make_stepper(engine, policy))
             decoder.warm_up(show)

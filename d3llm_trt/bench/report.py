@@ -12,6 +12,7 @@ import torch
 from d3llm_trt.bench.measure import Measurement
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.files import check_picture_path, replace_file
+from d3llm_trt.write_errors import naming_causes
 
 BAR_COLOUR = "#21918c"
 
@@ -79,7 +80,5 @@ def write_picture(report: Report, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
-    try:
+    with naming_causes(path, ConfigError, "choose another file for --plot"):
         replace_file(path, content.getvalue())
-    except OSError as error:
-        raise ConfigError(f"--plot {path}: cannot be written: {error}") from error

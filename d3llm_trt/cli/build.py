@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import d3llm_trt
-from d3llm_trt.cli.options import PATH, Command, Several
+from d3llm_trt.cli.options import PATH, REVISION, Command, Several
 from d3llm_trt.config import ATTENTIONS, BACKENDS, DTYPES, MASKS, QUANTIZATIONS, BuildConfig, TensorRTConfig
 
 
@@ -41,6 +41,7 @@ def tensorrt_options(command: Command) -> Command:
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
+@REVISION
 @click.option("--output", "-o", type=PATH, required=True, help="Engine directory to write.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="torch", help="How the network is compiled.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Of weights; auto keeps the checkpoint's.")
@@ -66,14 +67,18 @@ def tensorrt_options(command: Command) -> Command:
 @tensorrt_options
 @click.option("--overwrite", is_flag=True, help="Replace an engine that is already there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-def build(checkpoint: Path, output: Path, overwrite: bool, as_json: bool, **settings: Any) -> None:
-    """Turn the d3LLM CHECKPOINT directory into an engine directory."""
+def build(
+    checkpoint: Path, revision: str | None, output: Path, overwrite: bool, as_json: bool, **settings: Any
+) -> None:
+    """Turn the d3LLM CHECKPOINT, a directory or ORG/NAME[@REVISION] on the Hub, into an engine directory."""
     config = _config(settings)
     from d3llm_trt.build.check import check_build
     from d3llm_trt.capacity import estimate
     from d3llm_trt.cli.inspect import engine_facts, print_facts
+    from d3llm_trt.engine_source import source_directory
     from d3llm_trt.progress import build_progress
 
+    checkpoint = source_directory(checkpoint, revision)
     opened, complete = check_build(checkpoint, output, config, overwrite=overwrite)
     click.secho(estimate(opened.config, complete).line(), err=True, dim=True)
     with build_progress() as progress:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import d3llm_trt
-from d3llm_trt.cli.options import BAD_INPUT, PATH, SOME_FAILED, Command
+from d3llm_trt.cli.options import BAD_INPUT, PATH, REVISION, SOME_FAILED, Command
 from d3llm_trt.config import BACKENDS, DTYPES
 from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.prompts import Prompt, as_chat, read_prompts
@@ -65,6 +65,7 @@ def decoding_options(command: Command) -> Command:
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("prompt", nargs=-1)
+@REVISION
 @click.option(
     "--file", "-f", type=PATH, help='One prompt per line; in a .jsonl, {"prompt"|"messages"|"prompt_token_ids"}.'
 )
@@ -98,7 +99,7 @@ def generate(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Answer PROMPTs with MODEL, an engine or checkpoint directory.
+    """Answer PROMPTs with MODEL, an engine or checkpoint directory, or ORG/NAME[@REVISION] on the Hub.
 
     PROMPT - is standard input, which is also read when there is neither PROMPT nor --file. Answers go to standard
     output, their statistics to standard error. Exit code 1: some requests failed; 2: bad input.
@@ -151,11 +152,13 @@ def decoding_config(options: dict[str, Any]) -> DecodingConfig:
 
 
 def _open(model: Path, options: dict[str, Any]) -> LLM:
+    from d3llm_trt.engine_source import source_directory
     from d3llm_trt.progress import build_progress
 
+    source = source_directory(model, options["revision"])  # before our bars, since a download has its own
     names = ("backend", "device", "dtype", "max_batch_size", "cuda_graphs")
     with build_progress() as progress:
-        return d3llm_trt.LLM(str(model), **{name: options[name] for name in names}, progress=progress)
+        return d3llm_trt.LLM(source, **{name: options[name] for name in names}, progress=progress)
 
 
 def _with_chat(llm: LLM, prompts: list[Prompt], chat: bool | None, system: str | None) -> list[Prompt]:

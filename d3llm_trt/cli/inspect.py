@@ -123,7 +123,8 @@ def model_facts(config: ModelConfig, dtype: str) -> Facts:
     """A model's hyper-parameters, and its sizes when it runs in ``dtype``."""
     facts = config.to_dict()
     family = {"family": facts.pop("family"), "dtype": dtype, "parameters": config.num_parameters}
-    return {**family, "kv_bytes_per_token": config.kv_values_per_token * DTYPES[dtype].num_bytes, **facts}
+    kv_bytes = config.kv_values_per_token * DTYPES[dtype].num_bytes
+    return {**family, "kv_bytes_per_token": kv_bytes, **facts, "end_token_ids": list(config.end_token_ids)}
 
 
 def _size(path: Path) -> int:

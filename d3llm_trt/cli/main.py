@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +17,12 @@ from d3llm_trt.cli.build import build
 from d3llm_trt.cli.generate import generate
 from d3llm_trt.cli.options import BAD_INPUT, CLOSED_PIPE, INTERRUPTED, PATH
 from d3llm_trt.cli.triton import triton
-from d3llm_trt.errors import D3llmError
+from d3llm_trt.errors import ConfigError, D3llmError
+from d3llm_trt.termination import tidy_end
 from d3llm_trt.version import __version__
+from d3llm_trt.write_errors import cause_and_advice
+
+STDERR = 2  # the number of its descriptor, the highest of the three
 
 
 class OneLineErrors(click.Group):
@@ -26,9 +31,11 @@ class OneLineErrors(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run and exit. Usage errors of click become one line too."""
         try:
-            code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            _check_streams()
+            with tidy_end(), warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
+            sys.stdout.flush()
         except BrokenPipeError:
             code = _closed_pipe()
         except OSError as error:
@@ -56,6 +63,18 @@ class OneLineErrors(click.Group):
             return _closed_pipe()
 
 
+def _check_streams() -> None:
+    """Raise ConfigError if nobody can see what is printed.
+
+    No stream's number is left free first: the next file that is opened would get it, and libraries print into that.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(descriptor)
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed, so no result could be seen; send it somewhere, as in > /dev/null")
+
+
 def _closed_pipe() -> int:
     """Whoever read our output has gone: leave nothing that the interpreter would flush into the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -64,10 +83,17 @@ def _closed_pipe() -> int:
 
 def _failed_output(error: OSError) -> int:
     """A file or stream of the user's that cannot be used: a full disk, a name that is too long."""
-    code = _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    if error.filename is None:
+        code = _fail(f"output: {cause_and_advice(error, 'send it somewhere else')}")
+    else:
+        code = _fail(f"{error.filename}: {error.strerror or error}")
     with contextlib.suppress(OSError):
         _closed_pipe()  # what could not be written would be tried again at exit
     return code
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    click.echo("warning: " + " ".join(str(message).split()), err=True)
 
 
 def _fail(message: str) -> int:

@@ -10,6 +10,7 @@ import click
 
 SOME_FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 PATH = click.Path(path_type=Path)
+REVISION = click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hugging Face Hub.")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 

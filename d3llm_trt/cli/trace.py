@@ -13,6 +13,7 @@ from d3llm_trt.cli.palette import ANCHORS, hex_colour, ink_on, pass_colour, prin
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.files import check_picture_path, replace_file
 from d3llm_trt.runtime.outputs import RequestOutput
+from d3llm_trt.write_errors import naming_causes
 
 SUFFIXES = (".png", ".html")
 CELL_WIDTH, CELL_HEIGHT, CELL_CHARACTERS = 0.85, 0.3, 10  # inches, inches, at the font size used
@@ -33,10 +34,8 @@ def write_trace(output: RequestOutput, tokens: Sequence[str], path: Path) -> Non
         raise ValueError(f"{len(tokens)} token texts for {len(steps)} tokens")
     draw = _png if path.suffix == ".png" else _html
     content = draw(tokens, steps, _title(output))
-    try:
+    with naming_causes(path, ConfigError, "choose another trace file"):
         replace_file(path, content)
-    except OSError as error:
-        raise ConfigError(f"trace file {path}: cannot be written: {error}") from error
 
 
 def _title(output: RequestOutput) -> str:

@@ -22,6 +22,7 @@ from d3llm_trt.cli.options import PATH, Several
     default=True,
     help="End the server when the model's process dies, so that no client waits for ever.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a model of this name that was written before.")
 @click.option("--validate", is_flag=True, help="Start tritonserver on loopback, send one request, and report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def triton(
@@ -32,18 +33,20 @@ def triton(
     gpus: tuple[int, ...],
     max_queue_size: int,
     exit_on_crash: bool,
+    overwrite: bool,
     validate: bool,
     as_json: bool,
 ) -> None:
     """Write the ENGINE directory into a Triton model repository."""
     from d3llm_trt.serving.triton.repository import RepositoryOptions, write_repository
+    from d3llm_trt.serving.triton.validation import find_server, validate_repository
 
+    if validate:
+        find_server()
     options = RepositoryOptions(name, instances, gpus, max_queue_size, exit_on_crash)
-    model = write_repository(engine, output, options)
+    model = write_repository(engine, output, options, overwrite=overwrite)
     facts = {"model": str(model), "name": name, "instances": instances, "gpus": list(gpus)}
     if validate:
-        from d3llm_trt.serving.triton.validation import validate_repository
-
         facts |= validate_repository(output, name)
     if as_json:
         click.echo(json.dumps(facts))

@@ -16,7 +16,8 @@ FAMILIES: tuple[str, ...] = get_args(Family)
 class ModelConfig:
     """Shape and special ids of one network (spec A.1, A.2).
 
-    ``vocab_size`` is the number of rows of the embedding table and of the LM head, so of the logits.
+    ``vocab_size`` is the number of rows of the embedding table and of the LM head, so of the logits. Each of
+    ``end_token_ids`` ends an answer; ``eos_token_id`` is the first of them, whether it was given among them or not.
     """
 
     family: Family
@@ -33,6 +34,11 @@ class ModelConfig:
     mask_token_id: int
     eos_token_id: int
     pad_token_id: int
+    end_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        ends = dict.fromkeys((self.eos_token_id, *self.end_token_ids))
+        object.__setattr__(self, "end_token_ids", tuple(ends))
 
     @property
     def qkv_bias(self) -> bool:
@@ -78,13 +84,18 @@ class ModelConfig:
         return shapes
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as stored under ``pretrained_config`` in an engine directory."""
-        return asdict(self)
+        """Plain values, as stored under ``pretrained_config`` in an engine directory.
+
+        ``end_token_ids`` is there only if it names more than the EOS id, so most engines have no such key.
+        """
+        values = asdict(self)
+        ends = values.pop("end_token_ids")
+        return values if len(ends) == 1 else {**values, "end_token_ids": list(ends)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Inverse of :meth:`to_dict`. Raises ConfigError on a missing or unknown key."""
         known = {field.name for field in fields(cls)}
-        if wrong := known.symmetric_difference(values):
+        if wrong := known.symmetric_difference({"end_token_ids": (), **values}):
             raise ConfigError(f"model config: missing or unknown keys {sorted(wrong)}; allowed: {sorted(known)}")
         return cls(**values)

@@ -21,7 +21,7 @@ from tests.support.checkpoints import make_checkpoint
 
 POINTS = 20
 OLD, NEW = 2, 5
-WATCHED = ("builder.py", "engine_dir.py", "weights_file.py", "manifest.py")
+WATCHED = ("builder.py", "engine_dir.py", "workspaces.py", "weights_file.py", "manifest.py")
 
 
 @pytest.fixture(scope="module")

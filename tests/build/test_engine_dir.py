@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from d3llm_trt.build import builder, engine_dir
+from d3llm_trt import workspaces
+from d3llm_trt.build import builder
 from d3llm_trt.build.builder import build_engine
 from d3llm_trt.build.cached import build_cached_engine
 from d3llm_trt.build.checkpoint import open_checkpoint
@@ -307,25 +308,13 @@ def test_targets_that_can_be_used(checkpoint: Path, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_overwriting(checkpoint: Path, engine: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:
-        monkeypatch.setattr(engine_dir, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(workspaces, "exchange", lambda first, second: False)
     build_engine(checkpoint, engine, BuildConfig(max_batch_size=2), overwrite=True)
     assert checked(engine).build_config.max_batch_size == 2
     edited(engine, lambda values: values.update(format_version=99))
     build_engine(checkpoint, engine, BuildConfig(max_batch_size=4), overwrite=True)
     assert checked(engine).build_config.max_batch_size == 4
     assert not hidden_names(engine.parent)
-
-
-def test_leftovers_of_dead_builds_are_removed_and_others_are_not(checkpoint: Path, tmp_path: Path) -> None:
-    prefix = engine_dir._prefix(tmp_path / "engine")
-    dead, other = tmp_path / f"{prefix}dead", tmp_path / (engine_dir._prefix(tmp_path / "other") + "dead")
-    for path in (dead, other):
-        path.mkdir()
-        (path / "rank0.safetensors").write_bytes(b"half")
-    with engine_dir._workspace(tmp_path / "engine") as alive:
-        build_engine(checkpoint, tmp_path / "engine")
-        assert alive.exists()
-    assert hidden_names(tmp_path) == [other.name]
 
 
 # Failures while writing

@@ -184,7 +184,9 @@ def test_files_nested_too_deeply_are_one_line(name: str, tmp_path: Path) -> None
 def test_a_full_disk_and_closed_streams_are_no_tracebacks(engine: Path) -> None:
     for command, code in (
         (f"inspect {engine} > /dev/full", 2),
-        (f"inspect {engine} >&-", 0),
+        (f"inspect {engine} >&-", 2),
+        ("--help >&-", 2),
+        (f"inspect {engine} 1< /dev/null", 2),
         (f"generate {engine} hi --max-tokens 4 2>&-", 0),
     ):
         python = f"{sys.executable} -c 'from d3llm_trt.cli.main import main; main()'"
@@ -248,6 +250,13 @@ def test_options_override_the_decoding_file(engine: Path, tmp_path: Path) -> Non
     (row,) = rows(run(*whole, "--steps", "8"))
     assert row["metrics"]["num_forward_passes"] == 8
     assert_one_line(run(*args, "--algorithm", "MultiBlock"), "steps is 5")
+
+
+def test_a_byte_order_mark_before_settings_means_nothing(engine: Path, tmp_path: Path) -> None:
+    for name, text in (("d.yaml", "block_size: 8"), ("d.json", '{"block_size": 8}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        options = ["--max-tokens", "8", "--json", "--decoding", tmp_path / name]
+        assert rows(run("generate", engine, QUESTION, *options))
 
 
 def test_stop_options(engine: Path) -> None:

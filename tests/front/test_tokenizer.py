@@ -359,7 +359,7 @@ def test_a_tokenizer_that_panics_when_it_decodes_is_refused(tmp_path: Path) -> N
 
 def test_links_to_nothing_are_not_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").symlink_to(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a regular file, or a link to nothing"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: a link to .*gone, which is not there"):
         convert_tokenizer(tmp_path, model_config("llada"), tmp_path)
 
 

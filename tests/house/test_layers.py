@@ -13,7 +13,10 @@ from tests.support.tiny_models import ROOT
 TENSORRT = ("tensorrt", "tensorrt_rtx")
 # From the ground up: a room imports from its own floor and from those below. The longest prefix decides.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version", "strict_json", "settings", "files", "progress", "tensorrt_module", "dtypes", "gpus"),
+    ("errors", "version", "termination", "dtypes", "gpus"),
+    (
+        "lookalikes", "workspaces", "write_errors", "strict_json", "settings", "files", "progress", "tensorrt_module",
+    ),
     ("config",),
     ("plugins",),
     ("model",),
@@ -25,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("serving", "bench"),
     ("cli",),
-)
+)  # fmt: skip
 RANKS = {f"d3llm_trt.{room}": rank for rank, floor in enumerate(FLOORS) for room in floor}
 FRONT_DOOR = ("d3llm_trt", "d3llm_trt.__main__")  # names that are loaded on first use
 

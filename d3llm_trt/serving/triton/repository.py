@@ -13,8 +13,14 @@ from d3llm_trt.errors import ConfigError
 from d3llm_trt.manifest import MANIFEST_FILE, load_manifest, verify_files
 from d3llm_trt.serving.triton.fields import INPUTS, OUTPUTS, Field
 from d3llm_trt.settings import is_integer, require
+from d3llm_trt.workspaces import move_into_place, require_writable, workspace
+from d3llm_trt.write_errors import naming_causes
 
 VERSION, ENGINE_DIR = "1", "engine"
+MODEL_NAME, CONFIG_NAME = "model.py", "config.pbtxt"
+# The last one is Python's.
+WRITTEN = {CONFIG_NAME, VERSION, *(f"{VERSION}/{name}" for name in (MODEL_NAME, ENGINE_DIR, "__pycache__"))}
+ELSEWHERE = "choose another name or repository"
 MODEL_FILE = '''"""A d3LLM engine behind Triton's Python backend."""
 
 from d3llm_trt.serving.triton.model import TritonPythonModel
@@ -56,35 +62,47 @@ class RepositoryOptions:
         require(isinstance(self.exit_on_crash, bool), "exit_on_crash", self.exit_on_crash, "True or False")
 
 
-def write_repository(engine: str | Path, output: str | Path, options: RepositoryOptions | None = None) -> Path:
+def write_repository(
+    engine: str | Path, output: str | Path, options: RepositoryOptions | None = None, *, overwrite: bool = False
+) -> Path:
     """Write the model into the repository ``output`` and return the model's directory.
 
     The engine's files are linked into it where the file system can, copied elsewhere, so the repository can be moved.
-    Raises EngineError if the engine is not sound, ConfigError if the model's directory exists.
+    ``overwrite`` replaces a model of this name that was written here, at once; never anything else.
+    Raises EngineError if the engine is not sound, ConfigError if the model's directory is taken or cannot be written.
     """
     engine, output, options = Path(engine), Path(output), options or RepositoryOptions()
     manifest = load_manifest(engine)
-    verify_files(engine, manifest)
     if manifest.backend != "torch" and not options.gpus:
         raise ConfigError(f"gpus is (), but a {manifest.backend} plan needs an NVIDIA GPU; name one, as in --gpus 0")
     model = output / options.name
-    if model.exists():
-        raise ConfigError(f"{model}: there is a model already; remove it, or choose another name or repository")
-    workspace = output / f".{options.name}.{os.getpid()}.tmp"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        target = workspace / VERSION / ENGINE_DIR
-        target.mkdir(parents=True)
-        for name in (*manifest.files, MANIFEST_FILE):
-            _link_or_copy(engine / name, target / name)
-        (workspace / VERSION / "model.py").write_text(MODEL_FILE, encoding="utf-8")
-        (workspace / "config.pbtxt").write_text(config_text(options), encoding="utf-8")
-        workspace.rename(model)
-    except OSError as error:
-        raise ConfigError(f"{model}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+    with naming_causes(model, ConfigError, ELSEWHERE):
+        _check_target(model, overwrite)
+        require_writable(output)
+        verify_files(engine, manifest)
+        with workspace(output) as path:
+            target = path / VERSION / ENGINE_DIR
+            target.mkdir(parents=True)
+            for name in (*manifest.files, MANIFEST_FILE):
+                _link_or_copy(engine / name, target / name)
+            (path / VERSION / MODEL_NAME).write_text(MODEL_FILE, encoding="utf-8")
+            (path / CONFIG_NAME).write_text(config_text(options), encoding="utf-8")
+            move_into_place(path, model, overwrite)
     return model
+
+
+def _check_target(model: Path, overwrite: bool) -> None:
+    """Raise ConfigError unless a model may be put at ``model``."""
+    if not os.path.lexists(model):
+        return
+    if not overwrite:
+        fix = f"pass overwrite=True (--overwrite), or {ELSEWHERE}"
+        raise ConfigError(f"{model}: there is a model already; {fix}")
+    names = {str(path.relative_to(model)) for folder in (model, model / VERSION) for path in folder.glob("*")}
+    if not (model / VERSION / MODEL_NAME).is_file() or model.is_symlink():
+        raise ConfigError(f"{model}: not a model that was written here; move it away, or {ELSEWHERE}")
+    if foreign := sorted(names - WRITTEN):
+        raise ConfigError(f"{model}: {foreign[0]} was not written here; move it away before overwriting")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -20,14 +20,20 @@ START_SECONDS, STOP_SECONDS = 300, 60
 PROBE = {"input_ids": [0], "max_tokens": 4, "ignore_eos": True}
 
 
+def find_server() -> str:
+    """The path of ``tritonserver``. Raises EngineError if it is not on the PATH."""
+    server = shutil.which("tritonserver")
+    if server is None:
+        raise EngineError("--validate needs tritonserver on the PATH; run it in Triton's container, or leave it out")
+    return server
+
+
 def validate_repository(repository: Path, model: str) -> dict[str, Any]:
     """Start ``tritonserver`` from the path, wait until it is ready, and decode one small request.
 
     Returns the answer and the seconds it took. Raises EngineError with the end of the server's log.
     """
-    server = shutil.which("tritonserver")
-    if server is None:
-        raise EngineError("--validate needs tritonserver on the PATH; run it in Triton's container, or leave it out")
+    server = find_server()
     http, grpc, metrics = free_ports(3)
     addresses = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
