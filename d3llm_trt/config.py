@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from d3llm_trt.dtypes import COMPUTE, HALF
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.gpus import RTX_DEFAULT, rtx_capabilities
-from d3llm_trt.settings import from_mapping, is_integer, is_number, require
+from d3llm_trt.settings import from_mapping, is_integer, is_number, require, use_plain_values
 
 BACKENDS = ("torch", "tensorrt", "tensorrt-rtx")
 DTYPES = ("auto", *COMPUTE)
@@ -50,6 +50,7 @@ class TensorRTConfig:
     timing_cache: str | None = None
 
     def __post_init__(self) -> None:
+        use_plain_values(self)
         for name in ("token_buckets", "compute_capabilities"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -71,7 +72,8 @@ class TensorRTConfig:
         room = gib is None or (is_number(gib) and 0.001 <= gib <= 1024)
         require(room, "workspace_gib", gib, "None or a number in 0.001..1024")
         listed = self.compute_capabilities
-        different = listed is None or (len(listed) > 0 and len(set(listed)) == len(listed))
+        named = listed is None or (len(listed) > 0 and all(isinstance(name, str) for name in listed))
+        different = named and len(set(listed or ())) == len(listed or ())
         require(different, "compute_capabilities", listed, "None or different ones, as in 8.9")
 
     def attention_of(self, backend: str) -> str:
@@ -170,6 +172,7 @@ class BuildConfig:
     _options: ClassVar[type[TensorRTConfig]] = TensorRTConfig
 
     def __post_init__(self) -> None:
+        use_plain_values(self)
         self._check_calibration()
         options: object = self.tensorrt
         if isinstance(options, Mapping):

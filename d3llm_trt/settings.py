@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,6 +19,12 @@ def require(condition: bool, name: str, value: object, allowed: str, error: type
     """Raise ``error`` naming the setting, its value and what is allowed, unless ``condition`` holds."""
     if not condition:
         raise error(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def require_path(name: str, value: object) -> None:
+    """Raise ConfigError unless ``value`` can name a file or folder: a text or a path, and not empty."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    require(isinstance(text, str) and text != "" and "\0" not in text, name, value, "a path, as str or Path")
 
 
 def is_integer(value: object) -> bool:
@@ -46,19 +53,45 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> C
     return cls(**values)
 
 
+def as_config(cls: type[Config], value: object, name: str) -> Config:
+    """``value`` itself, one made of a mapping, or the default one for None. Raises ConfigError on anything else."""
+    if value is None:
+        return cls()
+    if isinstance(value, cls):
+        return value
+    require(isinstance(value, Mapping), name, value, f"a {cls.__name__}, a mapping of its settings, or None")
+    return from_mapping(cls, value, name)  # type: ignore[arg-type]
+
+
+def use_plain_values(config: object) -> None:
+    """Replace numbers and arrays of numpy or torch in the fields of a dataclass by those of Python."""
+    for item in fields(config):  # type: ignore[arg-type]
+        object.__setattr__(config, item.name, plain(getattr(config, item.name)))
+
+
+def plain(value: Any) -> Any:
+    """A number or array of numpy or torch as numbers or lists of Python, in lists too; anything else as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    convert = getattr(value, "tolist", None)
+    return convert() if callable(convert) else value
+
+
 def read_settings_file(path: str | Path) -> Any:
     """The content of a ``.yaml``, ``.yml`` or ``.json`` file. Raises ConfigError if it cannot be read."""
     import yaml
 
+    require_path("settings file", path)
     path = Path(path)
-    require(path.suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
+    suffix = path.suffix.lower()
+    require(suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path}: cannot be read: {error}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
+        kind = "JSON" if suffix == ".json" else "YAML"
         raise ConfigError(f"settings file {path}: not valid {kind}: {error}") from error
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from d3llm_trt.bench.shapes import SHAPES
-from d3llm_trt.cli.generate import decoding_config, decoding_options
 from d3llm_trt.cli.options import PATH, Several
+from d3llm_trt.cli.request_options import decoding_config, decoding_options
 from d3llm_trt.config import QUANTIZATIONS
 from d3llm_trt.dtypes import COMPUTE, torch_dtype
 from d3llm_trt.errors import ConfigError
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=Several(int), default="1", help="Requests together; several with commas between.")
 @click.option("--runs", type=int, default=5, help="Timed runs of each batch, of which the median counts.")
 @click.option("--simulated-tpf", type=float, help="Commit so many tokens per pass, whatever the weights say.")
-@click.option("--decoding", type=PATH, help="YAML or JSON file of decoding settings; the options below override it.")
 @decoding_options
 @click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
 @click.option("--dtype", type=click.Choice(COMPUTE), help="Of --shape, or of a checkpoint.")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.model.config import Family
-from d3llm_trt.settings import from_mapping, is_integer, is_number, read_settings_file, require
+from d3llm_trt.settings import from_mapping, is_integer, is_number, read_settings_file, require, use_plain_values
 
 ALGORITHMS = ("FullAttnMultiBlock", "EntropyThreshold", "MultiBlock", "LowConfidence")
 AUTO: Literal["auto"] = "auto"
@@ -55,6 +55,7 @@ class DecodingConfig:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        use_plain_values(self)
         require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
         require(_in_range(self.block_size, 1), "block_size", self.block_size, f"an integer in 1..{LARGEST}")
         require(
@@ -88,8 +89,8 @@ class DecodingConfig:
         return self.threshold
 
     def with_changes(self, **changes: Any) -> DecodingConfig:
-        """A copy with some settings replaced."""
-        return replace(self, **changes)
+        """A copy with some settings replaced. Raises ConfigError on an unknown name or a bad value."""
+        return self.from_dict({**vars(self), **changes})
 
     def num_blocks(self, max_tokens: int) -> int:
         """Blocks of an answer of ``max_tokens`` positions."""
@@ -118,7 +119,8 @@ class DecodingConfig:
     @classmethod
     def from_file(cls, path: str | Path) -> DecodingConfig:
         """From a YAML or JSON file. Raises ConfigError on an unreadable file, an unknown key or a bad value."""
-        return from_mapping(cls, read_settings_file(path) or {}, f"decoding config {path}")
+        values = read_settings_file(path)
+        return from_mapping(cls, {} if values is None else values, f"decoding config {path}")
 
 
 def _in_range(value: object, low: int) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from d3llm_trt.errors import RequestError
+from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.runtime.decoding.config import DecodingConfig
-from d3llm_trt.settings import has_surrogates, is_integer, is_number, require
+from d3llm_trt.settings import as_config, has_surrogates, is_integer, is_number, require, use_plain_values
 
 MOST_SAMPLES = 1024
 
@@ -23,7 +23,7 @@ class SamplingParams:
         ignore_eos: return all ``max_tokens`` ids.
         end_id: replaces the checkpoint's EOS id.
         stop: strings that end the answer, special tokens among them; the text stops before the first of them.
-        decoding: the unmasking algorithm.
+        decoding: the unmasking algorithm, or a mapping of its settings.
         n: answers to each prompt, each with a seed of its own: ``seed``, ``seed + 1``, ...
         stop_token_ids: ids that end the answer too; the text stops before them.
         include_stop_str_in_output: the text ends behind what ended it.
@@ -46,6 +46,9 @@ class SamplingParams:
         def need(condition: bool, name: str, allowed: str) -> None:
             require(condition, name, getattr(self, name), allowed, RequestError)
 
+        use_plain_values(self)
+        if isinstance(self.decoding, Mapping):
+            object.__setattr__(self, "decoding", DecodingConfig.from_dict(self.decoding))
         need(
             self.max_tokens is None or (is_integer(self.max_tokens) and self.max_tokens >= 1),
             "max_tokens", "an integer of 1 or more, or None for all that fits",
@@ -82,3 +85,11 @@ class SamplingParams:
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def as_sampling_params(value: object) -> SamplingParams:
+    """Settings as a user gives them: SamplingParams, a mapping of some, or None. Raises RequestError."""
+    try:
+        return as_config(SamplingParams, value, "sampling_params")
+    except ConfigError as error:
+        raise RequestError(str(error)) from error
