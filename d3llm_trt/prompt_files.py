@@ -107,7 +107,7 @@ def file_entries(path: Path, form: str | None = None, stdin: BinaryIO | None = N
 
 def refusal(bad: Sequence[Entry]) -> ConfigError:
     """What to say of prompts of which all are bad: what is wrong with the first one."""
-    others = f" (and the {len(bad) - 1} others are bad, too)" if len(bad) > 1 else ""
+    others = f" (none of the {len(bad)} prompts can be asked)" if len(bad) > 1 else ""
     return ConfigError(f"{bad[0].where}: {bad[0].error}{others}")
 
 

@@ -226,7 +226,11 @@ class LLM:
     def _submit(
         self, request_id: str, prompt: Any, params: SamplingParams, sink: Sink, *, stream: bool, canvas: bool
     ) -> None:
-        request = self._maker.make(request_id, prompt, params, sink, stream=stream, canvas=canvas)
+        try:
+            request = self._maker.make(request_id, prompt, params, sink, stream=stream, canvas=canvas)
+        except RequestError as error:
+            _LOG.warning("request %s was refused: %s", request_id, error)
+            raise
         if request.params.n == 1:
             self._worker.submit(request)
             return
@@ -266,7 +270,6 @@ class LLM:
             self._submit(request_id, prompt, params, sink, stream=False, canvas=False)
         except RequestError as error:
             text = prompt if isinstance(prompt, str) else None
-            _LOG.warning("request %s was refused: %s", request_id, error)
             sink(failed_output(Request(request_id, text, [], SamplingParams(), sink), error))
 
 

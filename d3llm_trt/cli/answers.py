@@ -6,18 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from d3llm_trt.errors import D3llmError
+from d3llm_trt.prompt_files import Entry
 from d3llm_trt.runtime.outputs import CompletionOutput, RequestMetrics, RequestOutput
 
 
-def answer_row(index: int, sha256: str, others: Mapping[str, Any], output: RequestOutput) -> dict[str, Any]:
+def answer_row(index: int, entry: Entry, others: Mapping[str, Any], output: RequestOutput) -> dict[str, Any]:
     """Everything about an answer: ``output.to_dict()``, the first answer's keys again at the top, and ``others``.
 
-    A key of ``others`` that the answer has too gets ``input_`` before it.
+    ``prompt`` is the text that was given, also where it was asked as a chat. A key of ``others`` that the answer has
+    too gets ``input_`` before it.
     """
     values = output.to_dict()
     del values["canvas"]
     first = {name: value for name, value in values["outputs"][0].items() if name != "index"}
-    row = {"index": index, "input_sha256": sha256, **values, **first}
+    row = {"index": index, "input_sha256": entry.sha256, **values, **first}
+    if isinstance(entry.prompt, str):
+        row["prompt"] = entry.prompt
     for name, value in others.items():
         while name in row:
             name = f"input_{name}"
@@ -43,7 +47,7 @@ def num_tokens(output: RequestOutput) -> int:
     return sum(len(answer.token_ids) for answer in output.outputs)
 
 
-def refused(request_id: str, prompt: object, error: D3llmError) -> RequestOutput:
+def refused(request_id: str, error: D3llmError) -> RequestOutput:
     """The output of a prompt that was not asked."""
-    text, completion = prompt if isinstance(prompt, str) else None, CompletionOutput(finish_reason="error")
-    return RequestOutput(request_id, text, [], [completion], True, RequestMetrics(), error)
+    completion = CompletionOutput(finish_reason="error")
+    return RequestOutput(request_id, None, [], [completion], True, RequestMetrics(), error)

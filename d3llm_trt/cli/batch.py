@@ -84,7 +84,7 @@ def up_to_first_good(asked: Iterator[Question]) -> tuple[list[Question], bool]:
 
 def unasked(question: Question, error: D3llmError) -> RequestOutput:
     """The output of a question that was not asked because of ``error``."""
-    return refused(f"prompt-{question.index}", question.entry.prompt, error)
+    return refused(f"prompt-{question.index}", error)
 
 
 class Asker:

@@ -144,7 +144,7 @@ def _write(
 ) -> None:
     """An answer to where answers go; what was wrong, or how it was made, to standard error."""
     if file is not None or as_json:
-        row = answer_row(question.index, question.entry.sha256, question.others, output)
+        row = answer_row(question.index, question.entry, question.others, output)
         (write_json if file is None else file.append)(row)
     elif output.error is None:
         write_line(answer_text(output, llm is None or llm.tokenizer is not None))

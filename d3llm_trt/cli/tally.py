@@ -21,7 +21,7 @@ ERASE_LINE = "\r\x1b[K"
 class Tally:
     """Counts of a run. ``before`` are prompts that an earlier run has answered, ``refused`` those that were bad input.
 
-    Tokens and seconds are of this run alone.
+    Tokens, and the seconds since ``started``, are of this run alone.
     """
 
     answers: int = 0
@@ -102,6 +102,7 @@ class Progress:
         self._next = now + self._pause
 
     def __enter__(self) -> Progress:
+        self._tally.started = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:

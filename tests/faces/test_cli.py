@@ -139,7 +139,7 @@ def test_bad_input_is_one_line(args: list[str], parts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("p.jsonl", b'{"prompt": 2}\n{"prompt": 1}\n', ["p.jsonl:1", "prompt is 2", "a text", "the 1 others are bad"]),
+        ("p.jsonl", b'{"prompt": 2}\n{"prompt": 1}\n', ["p.jsonl:1", "prompt is 2", "a text", "none of the 2 prompts"]),
         ("p.jsonl", b"\n{", ["p.jsonl:2", "not valid JSON"]),
         ("p.jsonl", b'{"text": "a"}', ["p.jsonl:1", "messages, prompt_token_ids"]),
         ("p.jsonl", b'{"prompt": "a", "messages": []}', ["p.jsonl:1", "one key"]),
