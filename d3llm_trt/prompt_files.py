@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -20,10 +21,12 @@ from d3llm_trt.errors import ConfigError, D3llmError, RequestError
 from d3llm_trt.lookalikes import other_content, unreadable
 from d3llm_trt.prompts import KEYS, Prompt, as_prompt, prompt_list
 from d3llm_trt.settings import require, shortened
+from d3llm_trt.strict_json import MAX_BYTES
 
 STDIN = "-"
 FORMATS = ("txt", "jsonl", "json")
 SUFFIXES = {"": "txt", ".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+LONGEST = 64 << 20  # bytes of a line
 NO_PROMPT = "give PROMPT, --file, or pipe text into standard input"
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -152,7 +155,9 @@ def _argument(where: str, text: str, stdin: BinaryIO | None) -> Entry:
 
 def _lines(file: BinaryIO, name: str, form: str) -> Iterator[Entry]:
     make, where = _text_entry if form == "txt" else _object_entry, name.removeprefix("prompt file ")
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(partial(file.readline, LONGEST), b""), start=1):
+        if len(line) >= LONGEST:
+            raise ConfigError(f"{name}: line {number} has {LONGEST} bytes or more; give a text file")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
             _refuse_other_content(line, name, form)
@@ -167,7 +172,9 @@ def _lines(file: BinaryIO, name: str, form: str) -> Iterator[Entry]:
 
 
 def _items(file: BinaryIO, name: str) -> Iterator[Entry]:
-    data = file.read().removeprefix(codecs.BOM_UTF8)
+    data = file.read(MAX_BYTES).removeprefix(codecs.BOM_UTF8)
+    if file.read(1):
+        raise ConfigError(f"{name}: more than {MAX_BYTES} bytes; write one prompt per line of a .jsonl file")
     _refuse_other_content(data, name, "json")
     try:
         value = _parsed(_decoded(data))

@@ -57,6 +57,8 @@ class AnswersFile:
         Raises ConfigError on a line that is no answer to the prompt of its number.
         """
         end = 0
+        if not self._is_file:  # a device or a pipe, which may go on for ever
+            return
         with self.path.open("rb") as file:
             for index, line in enumerate(file):
                 if not line.endswith(b"\n"):
