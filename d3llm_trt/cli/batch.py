@@ -104,14 +104,28 @@ class Asker:
         """Each question with its answer, in their order and as soon as those before are there.
 
         Questions are read and asked only so far ahead that all slots are busy. Raises EngineError if the engine
-        is broken; the answers so far were given then.
+        is broken; the answers so far were given then, and nothing is said of the questions that it failed.
         """
+        held: list[Reply] = []
+        for question, output in self._replies(asked):
+            # A broken engine fails what it runs for a while before that is known; an answer shows that it works.
+            waits = isinstance(output.error, EngineError) or (bool(held) and output.error is not None)
+            held.append((question, output))
+            if not waits or len(held) > self._ahead:
+                yield from held
+                held.clear()
+        yield from held
+
+    @property
+    def _ahead(self) -> int:
+        return max(LEAST_AHEAD, AHEAD_PER_SLOT * self._llm.spec.max_batch_size)
+
+    def _replies(self, asked: Iterable[Question]) -> Iterator[Reply]:
         waiting: deque[_Waiting] = deque()
-        ahead = max(LEAST_AHEAD, AHEAD_PER_SLOT * self._llm.spec.max_batch_size)
         try:
             for question in asked:
                 waiting.append(self._ask(question))
-                while len(waiting) >= ahead or (waiting and waiting[0].is_done):
+                while len(waiting) >= self._ahead or (waiting and waiting[0].is_done):
                     yield self._first(waiting)
             while waiting:
                 yield self._first(waiting)

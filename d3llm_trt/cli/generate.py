@@ -108,7 +108,7 @@ def _total(arguments: int, options: dict[str, Any]) -> int | None:
     """How many prompts there are, if that can be told before they are read."""
     path = options["file"]
     if path is None:
-        return arguments
+        return max(arguments, 1)  # without arguments, standard input is one
     lines = None if format_of(path, options["form"]) == "json" else count_lines(path)
     return None if lines is None else arguments + lines
 

@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from d3llm_trt import DecodingConfig, SamplingParams
+from d3llm_trt import LLM, DecodingConfig, SamplingParams
+from d3llm_trt.cli import tally
+from d3llm_trt.cli.batch import Asker, questions
+from d3llm_trt.errors import EngineError
+from d3llm_trt.prompt_files import Entry
+from d3llm_trt.runtime.engines.base import ForwardBatch
 from tests.support.command import (
     COMMAND,
     answers_in,
@@ -26,7 +32,10 @@ from tests.support.command import (
     run,
     run_process,
 )
+from tests.support.engines import cpu_engine
+from tests.support.golden_cases import GOLDEN
 from tests.support.killed_runs import check_answered_once, run_killed, write_prompts
+from tests.support.terminal import in_terminal
 from tests.support.tiny_models import QUESTIONS
 
 QUESTION = next(iter(QUESTIONS))
@@ -188,6 +197,44 @@ def test_totals_come_last_and_statistics_are_those_of_arguments(engine: Path, tm
     error, totals = result.stderr.splitlines()
     assert error.startswith(f"error: {path}:2: ")
     assert re.fullmatch(r"2 answers, 1 error, 8 tokens, \d+\.\d s", totals)
+
+
+def test_a_terminal_has_a_line_of_progress(engine: Path, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "max_tokens": 30}, *[{"prompt": "b"}] * 8)
+    with in_terminal("generate", str(engine), "--file", str(path), "--ignore-eos", *SHORT) as terminal:
+        seen = terminal.read_until("9 answers, 0 errors, 62 tokens")
+        assert "\r\x1b[K" in seen and terminal.exit_code() == 0
+
+
+def test_progress_is_logged_now_and_then(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "FIRST_LOGGED", 1e-9)
+    path = write_lines(tmp_path / "p.txt", *["one"] * 200)
+    *logged, totals = run("generate", engine, "--json", *SHORT, "--file", path).stderr.splitlines()
+    assert re.fullmatch(r"1 of 200 prompts: 1 answer, 0 errors, 4 tokens, \d+\.\d s", logged[0])
+    assert 5 < len(logged) < 60 and totals.startswith("200 answers")
+
+
+def test_a_broken_engine_ends_a_run_and_fails_nobody() -> None:
+    """What it ran when it broke is not said to have failed, so that it is asked again when the run is resumed."""
+    engine = cpu_engine(GOLDEN / "llada_tiny", slots=2)
+    works, passes = engine.forward, 0
+
+    def forward(batch: ForwardBatch) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        if passes > 6:
+            raise RuntimeError("the GPU is lost")
+        return works(batch)
+
+    engine.forward = forward  # type: ignore[method-assign]
+    entries = [Entry(str(index), "", {"prompt_token_ids": [index + 1]}) for index in range(40)]
+    asked = questions(entries, SamplingParams(max_tokens=2, ignore_eos=True))
+    done = []
+    with LLM.over(engine) as llm, pytest.raises(EngineError, match="the GPU is lost"):
+        for question, output in Asker(llm, chat=False, system=None).answers(asked):
+            assert output.error is None
+            done.append(question.index)
+    assert done == list(range(len(done))) and 2 <= len(done) < 16
 
 
 def test_memory_does_not_grow_with_the_file(engine: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ CHECKPOINT = CHECKPOINTS["llada"]
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     engine = build_engine(CHECKPOINT, tmp_path_factory.mktemp("engine") / "e", {"max_batch_size": np.int64(3)})
-    with LLM(engine, device="cpu", max_batch_size=np.int32(2)) as opened:
+    with LLM(engine, device="cpu", max_batch_size=np.int32(2)) as opened:  # type: ignore[arg-type]
         yield opened
 
 
@@ -100,7 +100,7 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
     assert json.dumps(vars(decoding)) == json.dumps(vars(DecodingConfig(block_size=8, threshold=0.5, early_stop=False)))
     params = SamplingParams(stop_token_ids=np.array([3, 4]), temperature=torch.tensor(0.5), seed=np.uint64(7))  # type: ignore[arg-type]
     assert params == SamplingParams(stop_token_ids=[3, 4], temperature=0.5, seed=7)
-    config = BuildConfig(backend="tensorrt", tensorrt=TensorRTConfig(token_buckets=(np.int64(64),)))
+    config = BuildConfig(backend="tensorrt", tensorrt=TensorRTConfig(token_buckets=(np.int64(64),)))  # type: ignore[arg-type]
     assert json.loads(json.dumps(config.to_dict()))["tensorrt"]["token_buckets"] == [64]
 
 
