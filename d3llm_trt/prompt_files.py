@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from d3llm_trt.errors import ConfigError, D3llmError, RequestError
 from d3llm_trt.lookalikes import other_content, unreadable
 from d3llm_trt.prompts import KEYS, Prompt, as_prompt, prompt_list
 from d3llm_trt.settings import require, shortened
-from d3llm_trt.strict_json import MAX_BYTES
+from d3llm_trt.strict_json import MAX_BYTES, parse_value
 
 STDIN = "-"
 FORMATS = ("txt", "jsonl", "json")
 SUFFIXES = {"": "txt", ".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 LONGEST = 64 << 20  # bytes of a line
+MAX_DIGITS = 1000  # of a number that is somebody's id
 NO_PROMPT = "give PROMPT, --file, or pipe text into standard input"
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -257,13 +258,9 @@ def _check_text(text: str) -> None:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return parse_value(text, max_digits=MAX_DIGITS)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"not valid JSON: {error}") from error
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")
 
 
 def _digest(value: object) -> str:

@@ -9,6 +9,7 @@ import click
 
 from d3llm_trt.build.cache_entries import CacheEntry, cache_entries, remove_dead_builds, remove_entry
 from d3llm_trt.capacity import shown_bytes
+from d3llm_trt.cli.options import SOME_FAILED
 from d3llm_trt.cli.streams import is_terminal, write_json, write_line
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.files import cache_directory
@@ -36,23 +37,26 @@ def list_command(as_json: bool) -> None:
 @cache.command()
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def clear(yes: bool, as_json: bool) -> None:
+def clear(yes: bool, as_json: bool) -> int:
     """Remove the engines. They are built again when they are needed; a process that uses one goes on."""
     entries = cache_entries()
     size = shown_bytes(sum(entry.size for entry in entries))
     if entries and not yes:
         if not is_terminal(sys.stdin):
             raise ConfigError(f"{_counted(entries)} would be removed, and nobody can be asked; give --yes")
-        click.confirm(f"Remove {_counted(entries)} in {cache_directory()}, {size}?", abort=True, err=True)
+        if not click.confirm(f"Remove {_counted(entries)} in {cache_directory()}, {size}?", err=True):
+            return SOME_FAILED
     removed = [entry for entry in entries if remove_entry(entry)]
     remove_dead_builds()
     facts = {"removed": [str(entry.path) for entry in removed], "size": sum(entry.size for entry in removed)}
+    left = len(entries) - len(removed)
     if as_json:
         write_json(facts)
-        return
+        return SOME_FAILED if left else 0
     write_line(f"removed {_counted(removed)}, {shown_bytes(sum(entry.size for entry in removed))}")
-    if len(removed) < len(entries):
-        write_line(f"{_counted(entries[len(removed) :])} left, which other processes are building")
+    if left:
+        write_line(f"{_counted(entries[:left])} left, which other processes are building")
+    return SOME_FAILED if left else 0
 
 
 def _counted(entries: list[CacheEntry]) -> str:

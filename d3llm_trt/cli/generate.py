@@ -81,9 +81,9 @@ def _answer_all(
         answers = _answers(llm, chain(head, asked), options)
         progress = stack.enter_context(Progress(tally, total, shown=is_run))
         for question, output in answers:
-            tally.count(output.error, num_tokens(output))
             progress.hide()
             _write(question, output, llm, file, as_json=options["as_json"], with_statistics=not is_run)
+            tally.count(output.error, num_tokens(output))
             progress.show()
     return tally.exit_code
 

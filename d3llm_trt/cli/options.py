@@ -43,8 +43,10 @@ class OneOf(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The word, or the number."""
-        if value in self._words or not isinstance(value, str):
+        if not isinstance(value, str):
             return value
+        if value.lower() in self._words:
+            return value.lower()
         try:
             return self._kind(value)
         except ValueError:
@@ -80,6 +82,8 @@ def _option(name: str, option: Option, default: object) -> Callable[[Command], C
     if option.kind is bool:
         return click.option(f"--{flag}/--no-{flag}", default=None, show_default=False, help=shown)
     form: dict[str, Any] = {"default": None, "show_default": False, "multiple": option.multiple}
+    if isinstance(option.kind, OneOf):
+        form["metavar"] = option.kind.name
     return click.option(f"--{flag}", type=option.kind, help=shown, **form)
 
 

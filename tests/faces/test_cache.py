@@ -11,6 +11,7 @@ from filelock import FileLock
 from d3llm_trt import LLM, build_engine
 from d3llm_trt.build.cache_entries import lock_of
 from tests.support.command import assert_one_line, rows, run, run_process
+from tests.support.terminal import in_terminal
 from tests.support.tiny_models import CHECKPOINTS
 
 SHORT = ("hi", "--max-tokens", "2")
@@ -48,6 +49,15 @@ def test_engines_are_removed_only_when_that_is_meant(cache: Path) -> None:
     assert run("cache", "clear").stdout == "removed 0 engines, 0 bytes\n"
     LLM(CHECKPOINTS["llada"], device="cpu").close()
     assert len(rows(run("cache", "list", "--json"))[0]["engines"]) == 1
+
+
+def test_a_terminal_asks_first(cache: Path) -> None:
+    for answer, code, left in (("n", 1, 2), ("y", 0, 0)):
+        with in_terminal("cache", "clear") as terminal:
+            terminal.read_until("Remove 2 engines in")
+            terminal.type(f"{answer}\n")
+            assert terminal.exit_code() == code
+        assert len(rows(run("cache", "list", "--json"))[0]["engines"]) == left
 
 
 def test_an_engine_that_is_being_built_stays(cache: Path) -> None:

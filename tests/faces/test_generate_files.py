@@ -117,6 +117,7 @@ def test_a_bad_line_fails_alone(engine: Path, tmp_path: Path) -> None:
         {"prompt_token_ids": [1, True]}, {"prompt_token_ids": []}, {"prompt": "a", "temperature": -1},
         {"prompt": "a", "max_tokens": "9"}, {"prompt": "a", "sampling_params": {"bogus": 1}},
         {"prompt": "a", "params": 3}, {"prompt": "a", "decoding": {"algorithm": "Magic"}}, '{"prompt": NaN}',
+        '{"prompt": "a", "id": 1e999}', '{"prompt": "a", "prompt": "b"}',
         {"prompt": "x" * 3000}, '{"prompt": "a", "deep": ' + "[" * 5000 + "]" * 5000 + "}",
     ]  # fmt: skip
     path = write_lines(tmp_path / "p.jsonl", *bad, {"prompt": "good"})
@@ -278,7 +279,8 @@ def test_what_is_done_is_kept(engine: Path, tmp_path: Path, number: signal.Signa
     done, messages = end_when_written(args, output, 5, number)
     kept = count_lines(output)
     assert done == code and 5 <= kept < 400 and "Traceback" not in messages
-    assert f"\n{kept} answers, 0 errors" in f"\n{messages}"
+    told = re.search(r"^(\d+) answers, 0 errors", messages, re.MULTILINE)
+    assert told and int(told[1]) in (kept, kept - 1)  # the signal may come between writing and counting
     prompts.write_text("".join(prompts.read_text().splitlines(keepends=True)[: kept + 2]))
     result = run(*args)
     assert result.exit_code == 0 and f"{kept + 2} answers, 0 errors ({kept} of them before)" in result.stderr
