@@ -1,7 +1,8 @@
 """Builds the CUDA libraries into the package where there is a compiler; everything else is in pyproject.toml.
 
 ``D3LLM_TRT_PLUGINS``: ``auto`` (the default: if nvcc is found), ``on`` or ``off``. ``D3LLM_CUDA_ARCHITECTURES``: as for
-CMake, ``native`` for the GPUs of this machine. ``TensorRT_ROOT``: where the headers of TensorRT are.
+CMake, by default ``auto``: the GPUs of this machine, or all kinds where it has none. ``TensorRT_ROOT``: where the
+headers of TensorRT are. pip shows what is printed here with ``-v`` alone, or where the build fails.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
+TIME = "half a minute for one kind of GPU, a minute or two for all: D3LLM_CUDA_ARCHITECTURES chooses"
 
 
 def wanted() -> bool:
@@ -36,21 +38,24 @@ def has_nvcc() -> bool:
 
 
 def build_libraries() -> None:
-    """Configure and build with CMake."""
+    """Configure and build with CMake, into the package."""
     folder = ROOT / "out" / "cmake-wheel"
-    options = [f"-DD3LLM_PYTHON={sys.executable}"]
-    architectures = os.environ.get("D3LLM_CUDA_ARCHITECTURES")
-    # Without a choice the default: CMake would keep those of the last build.
-    options.append(f"-DD3LLM_CUDA_ARCHITECTURES={architectures}" if architectures else "-UD3LLM_CUDA_ARCHITECTURES")
+    options = [
+        f"-DD3LLM_PYTHON={sys.executable}",
+        f"-DD3LLM_LIBRARY_DIR={ROOT / 'd3llm_trt' / 'plugins' / 'lib'}",
+        f"-DD3LLM_CUDA_ARCHITECTURES={os.environ.get('D3LLM_CUDA_ARCHITECTURES') or 'auto'}",
+    ]
+    build = ["cmake", "--build", folder, "--target", "d3llm_libraries", "--parallel", str(os.cpu_count())]
+    print(f"compiling the CUDA libraries takes {TIME}; D3LLM_TRT_PLUGINS=off leaves them out", flush=True)
     try:
         subprocess.run(["cmake", "-S", ROOT, "-B", folder, *options], check=True)
-        subprocess.run(["cmake", "--build", folder, "--parallel", str(os.cpu_count())], check=True)
+        subprocess.run(build, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"the CUDA libraries were not built: {error}; D3LLM_TRT_PLUGINS=off installs without them")
 
 
 class BuildWithLibraries(build_py):
-    """The libraries into plugins/lib of the source tree, where a clone finds them; from there they are packaged."""
+    """The libraries into the package of the source tree, where a clone finds them; from there they are packaged."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -60,6 +65,8 @@ class BuildWithLibraries(build_py):
     def run(self) -> None:
         if wanted():
             build_libraries()
+        if not self.editable_mode:  # setuptools packs whatever an earlier build left
+            shutil.rmtree(Path(self.build_lib) / "d3llm_trt", ignore_errors=True)
         super().run()
 
 

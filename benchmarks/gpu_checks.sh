@@ -16,6 +16,7 @@ mkdir -p "$out"
 plugin=plugins/lib/libd3llm_tensorrt.so
 # A few sizes of every kernel: the sanitizer is slow.
 few="tests/plugins/test_commit.py::test_unknown_and_repeated_slots_on_a_gpu tests/plugins/test_kernels_gpu.py::test_rows_that_are_not_aligned
+  tests/plugins/test_sampling_gpu.py::test_limits_of_rows_anywhere_in_memory[3]
   tests/plugins/test_kernels_gpu.py::test_select_of_odd_rows tests/runtime/test_graphs_gpu.py::test_kernels_equal_the_tensor_code_for_one_request
   tests/plugins/test_kernels_gpu.py::test_silu_mul[100-torch.bfloat16] tests/plugins/test_kernels_gpu.py::test_rms_norm_with_and_without_a_sum[100-torch.bfloat16]
   tests/plugins/test_kernels_gpu.py::test_attention_gives_fp8[128-torch.bfloat16]

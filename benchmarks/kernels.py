@@ -228,9 +228,13 @@ def random_logits(rows: int) -> list[Tensor]:
     return [torch.randn(rows, VOCAB, device="cuda").mul(4).to(DTYPE) for _ in range(sets)]
 
 
-def select_time(rows: int, eps: float, sampling: bool = False) -> float:
+def select_time(rows: int, eps: float, sampling: bool = False, top_k: int = 0, top_p: float = 1.0) -> float:
+    """Microseconds for random rows, with all that a step gives to the kernel where it samples."""
     number, smoothing = torch.arange(rows, device="cuda"), torch.full((rows,), eps, device="cuda")
-    keys = (torch.full((rows,), 0.7, device="cuda"), number, number, number) if sampling else ()
+    keys: tuple[Tensor, ...] = ()
+    if sampling:
+        keys = (torch.full((rows,), 0.7, device="cuda"), number, number, number)
+        keys += (torch.full_like(number, top_k), torch.full_like(number, top_p, dtype=torch.float64))
     return median_us([partial(ops.select, x, MASK, smoothing, *keys) for x in random_logits(rows)])
 
 
@@ -274,6 +278,10 @@ def select_results() -> dict[str, Any]:
         "select_over_copy_bandwidth": read / copied,
         "select_literal_entropy_us": select_time(ROWS, 1e-8),
         "select_sampling_us": select_time(ROWS, 1e-12, sampling=True),
+        "select_limited_us": {
+            f"top_k {top_k}, top_p {top_p}": select_time(ROWS, 1e-12, True, top_k, top_p)
+            for top_k, top_p in ((0, 0.9), (50, 1.0), (20, 0.8))
+        },
         "select_32_rows_us": select_time(32, 1e-12),
         "select_1_row_us": select_time(1, 1e-12),
         "torch_select_us": torch_select_time(ROWS),

@@ -1,4 +1,4 @@
-"""Tables of measured numbers in the documents, made from ``benchmarks/results``.
+"""Tables of numbers in the documents, made from ``benchmarks/results`` and, for memory, from the estimate.
 
 ``python benchmarks/tables.py`` rewrites what stands between ``<!-- table NAME -->`` and ``<!-- end NAME -->`` in
 the DOCUMENTS; with ``--check`` it only says whether all of them are up to date.
@@ -14,9 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from d3llm_trt.bench.shapes import SHAPES
+from d3llm_trt.capacity import Capacity, estimate
+from d3llm_trt.config import BuildConfig
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "plugins.md", ROOT / "docs" / "triton.md")
+GIB = 2**30
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "evidence.md", ROOT / "docs" / "performance.md")
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -53,6 +58,7 @@ def select_table() -> str:
     rows = [
         ("select, 256 rows of 126,464 in bfloat16", f"{select['select_us']:.1f}"),
         ("select with sampling", f"{select['select_sampling_us']:.1f}"),
+        *((f"select with {limits}", f"{time:.1f}") for limits, time in select.get("select_limited_us", {}).items()),
         ("select, 32 rows", f"{select['select_32_rows_us']:.1f}"),
         ("select and commit", f"{select['select_and_commit_us']:.1f}"),
         ("select in torch", f"{select['torch_select_us']:.0f}"),
@@ -132,8 +138,32 @@ def triton_table() -> str:
     return markdown((f"{engine['shape']}, {engine['quantization']}, {found['device']}", *headings), rows)
 
 
+def memory_table() -> str:
+    """What the published shapes take on a GPU, in GiB."""
+    models = {"llada-8b": "LLaDA-8B", "dream-7b": "Dream-7B and Dream-Coder-7B"}
+    rows = []
+    for shape, name in models.items():
+        for quantization, shown in ((None, "bfloat16"), ("fp8", "FP8")):
+            one, eight = (_memory(shape, quantization, batch) for batch in (1, 8))
+            each = f"{one.kv_cache / GIB:.2f}", f"{one.activations / GIB:.2f}"
+            rows.append((f"{name}, {shown}", f"{one.weights / GIB:.1f}", *each, _all(one), _all(eight)))
+    columns = ("weights", "KV cache per request", "activations per request", "all, batch 1", "all, batch 8")
+    return markdown(("GiB", *columns), rows)
+
+
+def _memory(shape: str, quantization: str | None, batch: int) -> Capacity:
+    config = SHAPES[shape]
+    settings = BuildConfig(quantization=quantization, max_batch_size=batch, max_seq_len=1024)
+    return estimate(config, settings.resolved(config.max_position_embeddings, "bfloat16"))
+
+
+def _all(need: Capacity) -> str:
+    return f"{(need.weights + need.kv_cache + need.activations) / GIB:.1f}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "attention": attention_table,
+    "memory": memory_table,
     "select": select_table,
     "steps": steps_table,
     "tiny": tiny_table,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.engine_dir import ELSEWHERE, check_target, writing
 from d3llm_trt.build.quantize import check_sizes
@@ -20,7 +22,7 @@ from d3llm_trt.model.packing import packed_tensors
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
 from d3llm_trt.prompt_files import read_prompt_file
 from d3llm_trt.settings import as_config
-from d3llm_trt.tensorrt_module import load_tensorrt
+from d3llm_trt.tensorrt_module import check_tensorrt
 from d3llm_trt.workspaces import require_writable
 from d3llm_trt.write_errors import FREE_SPACE
 
@@ -65,8 +67,12 @@ def check_place(checkpoint: Checkpoint, target: Path, settings: EngineConfig, *,
         check_target(target, overwrite)
         require_writable(Path(os.path.realpath(target)).parent)
         _check_space(target, _engine_bytes(checkpoint.config, settings))
-    if settings.backend != "torch":
-        load_tensorrt(settings.backend)
+    if settings.tensorrt is not None:
+        check_tensorrt(settings.backend, settings.tensorrt.attention)
+    if settings.backend == "tensorrt" and not torch.cuda.is_available():
+        raise BuildError(
+            "tensorrt builds on the GPU that a plan is for, and there is none; choose tensorrt-rtx or torch"
+        )
     plugin_facts(settings)
 
 

@@ -1,25 +1,36 @@
 # d3llm_cuda_flags(RESULT): -gencode flags for D3LLM_CUDA_ARCHITECTURES, a cubin each and PTX of the newest.
-set(D3LLM_CUDA_ARCHITECTURES "80;86;89;90a;100;120" CACHE STRING
-  "GPUs to compile for, as in 80;86;89;90a;100;120, or native for those of this machine")
+set(D3LLM_ALL_ARCHITECTURES 80 86 89 90a 100 120)
+set(D3LLM_CUDA_ARCHITECTURES all CACHE STRING
+  "GPUs to compile for: numbers as in 80;90a, native (those of this machine), all, or auto (native, without any all)")
 
+# Those of this machine that the kernels are for; nothing where nvidia-smi finds none.
 function(d3llm_native_architectures result)
   execute_process(
     COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
-    OUTPUT_VARIABLE capabilities RESULT_VARIABLE status ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
-  if(NOT status EQUAL 0)
-    message(FATAL_ERROR "D3LLM_CUDA_ARCHITECTURES is native, but nvidia-smi finds no GPU; name them, as in 80;90a")
+    OUTPUT_VARIABLE capabilities RESULT_VARIABLE status ERROR_QUIET)
+  set(architectures "")
+  if(status EQUAL 0)
+    string(REPLACE "." "" capabilities "${capabilities}")
+    string(REGEX MATCHALL "[0-9]+" architectures "${capabilities}")
+    list(REMOVE_DUPLICATES architectures)
+    list(FILTER architectures EXCLUDE REGEX "^[0-7][0-9]$") # the kernels need 8.0
+    list(SORT architectures COMPARE NATURAL)
+    list(TRANSFORM architectures REPLACE "^90$" "90a") # wgmma is in 90a only
   endif()
-  string(REPLACE "." "" capabilities "${capabilities}")
-  string(REGEX MATCHALL "[0-9]+" architectures "${capabilities}")
-  list(REMOVE_DUPLICATES architectures)
-  list(TRANSFORM architectures REPLACE "^90$" "90a") # wgmma is in 90a only
   set(${result} ${architectures} PARENT_SCOPE)
 endfunction()
 
 function(d3llm_cuda_flags result)
   set(architectures ${D3LLM_CUDA_ARCHITECTURES})
-  if(architectures STREQUAL "native")
+  if(D3LLM_CUDA_ARCHITECTURES MATCHES "^(native|auto)$")
     d3llm_native_architectures(architectures)
+  endif()
+  if(NOT architectures AND D3LLM_CUDA_ARCHITECTURES STREQUAL "native")
+    message(FATAL_ERROR
+      "D3LLM_CUDA_ARCHITECTURES is native, but nvidia-smi finds no GPU from 8.0 on; name them, as in 80;90a")
+  endif()
+  if(NOT architectures OR architectures STREQUAL "all")
+    set(architectures ${D3LLM_ALL_ARCHITECTURES})
   endif()
   if("90" IN_LIST architectures AND "90a" IN_LIST architectures)
     message(FATAL_ERROR "D3LLM_CUDA_ARCHITECTURES has both 90 and 90a; allowed: one of them, 90a for Hopper's own kernel")
@@ -27,7 +38,8 @@ function(d3llm_cuda_flags result)
   set(flags "")
   foreach(architecture IN LISTS architectures)
     if(NOT architecture MATCHES "^[0-9]+[af]?$")
-      message(FATAL_ERROR "D3LLM_CUDA_ARCHITECTURES has ${architecture}; allowed: numbers as in 80;90a, or native")
+      message(FATAL_ERROR
+        "D3LLM_CUDA_ARCHITECTURES has ${architecture}; allowed: numbers as in 80;90a, or native, all, auto")
     endif()
     list(APPEND flags "SHELL:-gencode arch=compute_${architecture},code=sm_${architecture}")
   endforeach()

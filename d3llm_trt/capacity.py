@@ -10,8 +10,9 @@ from d3llm_trt.dtypes import DTYPES
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import packed_tensors, quantized_layers
 
-# Peak anonymous memory of TensorRT's builder over the packed weights (benchmarks/results/plan_scale.json).
-PLAN_MEMORY = 1.1
+# Peak anonymous memory of TensorRT's builder over the packed weights, and where the plan is left without them
+# (benchmarks/results/plan_scale.json, plan_scale_stripped.json).
+PLAN_MEMORY, STRIPPED_MEMORY = 1.1, 3.8
 # Of one weight that is quantized: itself in float32, the difference to it, and what both are made from.
 FLOAT32_COPIES = 3
 # Candidates of one request in a pass: masks of the blocks that are open, rarely more than eight of them.
@@ -57,8 +58,9 @@ def estimate(config: ModelConfig, settings: EngineConfig) -> Capacity:
 def _build_bytes(config: ModelConfig, settings: EngineConfig) -> int:
     """Anonymous memory at the peak of a build; weights on the disk are mapped."""
     size, shapes = DTYPES[settings.dtype].num_bytes, config.tensor_shapes()
-    if settings.backend != "torch":
-        return int(config.num_parameters * size * PLAN_MEMORY)
+    if settings.tensorrt is not None:
+        factor = STRIPPED_MEMORY if settings.tensorrt.strip_weights else PLAN_MEMORY
+        return int(config.num_parameters * size * factor)
     streamed = max(math.prod(shape) for shape in shapes.values()) * size
     if settings.quantization is None:
         return streamed

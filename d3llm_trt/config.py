@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from d3llm_trt.dtypes import COMPUTE, HALF
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.gpus import RTX_DEFAULT, rtx_capabilities
-from d3llm_trt.settings import from_mapping, is_integer, is_number, require, use_plain_values
+from d3llm_trt.settings import from_mapping, is_integer, is_number, make_plain, require
 
 BACKENDS = ("torch", "tensorrt", "tensorrt-rtx")
 DTYPES = ("auto", *COMPUTE)
@@ -50,7 +50,7 @@ class TensorRTConfig:
     timing_cache: str | None = None
 
     def __post_init__(self) -> None:
-        use_plain_values(self)
+        make_plain(self)
         for name in ("token_buckets", "compute_capabilities"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -172,7 +172,7 @@ class BuildConfig:
     _options: ClassVar[type[TensorRTConfig]] = TensorRTConfig
 
     def __post_init__(self) -> None:
-        use_plain_values(self)
+        make_plain(self)
         self._check_calibration()
         options: object = self.tensorrt
         if isinstance(options, Mapping):

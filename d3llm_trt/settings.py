@@ -40,6 +40,12 @@ def is_number(value: object) -> bool:
         return False
 
 
+def make_plain(settings: object) -> None:
+    """Replace numbers and arrays of numpy or torch by Python's own, in a dataclass that is being made."""
+    for item in fields(settings):  # type: ignore[arg-type]
+        object.__setattr__(settings, item.name, plain(getattr(settings, item.name)))
+
+
 def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
     """Build the dataclass ``cls`` from ``values``. Raises ConfigError on an unknown key, and where one is missing."""
     items = fields(cls)  # type: ignore[arg-type]
@@ -61,12 +67,6 @@ def as_config(cls: type[Config], value: object, name: str) -> Config:
         return value
     require(isinstance(value, Mapping), name, value, f"a {cls.__name__}, a mapping of its settings, or None")
     return from_mapping(cls, value, name)  # type: ignore[arg-type]
-
-
-def use_plain_values(config: object) -> None:
-    """Replace numbers and arrays of numpy or torch in the fields of a dataclass by those of Python."""
-    for item in fields(config):  # type: ignore[arg-type]
-        object.__setattr__(config, item.name, plain(getattr(config, item.name)))
 
 
 def plain(value: Any) -> Any:

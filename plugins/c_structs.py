@@ -49,7 +49,8 @@ class SelectParams(Params):
         ("struct_size", c_size_t),
         *_pointers("logits"),
         *_sizes("rows vocab_size row_stride mask_id"),
-        *_pointers("entropy_eps temperature seed position number greedy sampled entropy confidence"),
+        *_pointers("entropy_eps temperature seed position number top_k top_p barred"),
+        *_pointers("greedy sampled entropy confidence logprob greedy_logprob"),
         *_codes("dtype"),
     ]
 
@@ -74,7 +75,7 @@ class GatherParams(Params):
         ("settings", Settings),
         ("progress", Progress),
         *_pointers("slots token_ids positions cu_window kv_lengths logit_rows chosen"),
-        *_pointers("entropy_eps temperature seed position number"),
+        *_pointers("entropy_eps temperature seed position number top_k top_p barred"),
         *_sizes("batch num_slots max_seq_len width tokens rows"),
         *_codes("shifted"),
     ]
@@ -87,7 +88,7 @@ class CommitParams(Params):
         ("struct_size", c_size_t),
         ("settings", Settings),
         ("progress", Progress),
-        *_pointers("slots chosen greedy sampled entropy confidence summary"),
+        *_pointers("slots chosen greedy sampled entropy confidence logprob greedy_logprob summary"),
         *_sizes("batch num_slots max_seq_len width rows mask_id"),
         *_codes("family"),
     ]

@@ -11,6 +11,7 @@ from d3llm_trt.plugins.reference import Selected
 from d3llm_trt.plugins.tensors import address, launch
 
 FAMILY_CODES = {"llada": 0, "dream": 1}
+DTYPES = dict.fromkeys(("entropy", "confidence", "logprob", "greedy_logprob"), torch.float32)
 
 
 def commit(
@@ -43,8 +44,7 @@ def commit_params(
     """The C struct over these tensors, which must outlive its use. Raises PluginError on a tensor that does not fit."""
 
     def pointer(name: str, tensor: Tensor, *shape: int) -> int:
-        dtype = torch.float32 if name in ("entropy", "confidence") else torch.int64
-        return address(f"commit: {name}", tensor, dtype, shape, state.device)
+        return address(f"commit: {name}", tensor, DTYPES.get(name, torch.int64), shape, state.device)
 
     batch, rows = len(slots), len(chosen)
     return CommitParams(

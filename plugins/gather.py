@@ -9,19 +9,21 @@ from torch import Tensor
 
 from d3llm_trt.plugins.c_structs import GatherParams
 from d3llm_trt.plugins.decoding_state import BoundState
+from d3llm_trt.plugins.state_fields import END_IDS
 from d3llm_trt.plugins.tensors import address, launch
 
 _BY_TOKEN = ("token_ids", "positions")
-_BY_ROW = ("logit_rows", "chosen", "seed", "position", "number")
+_BY_ROW = ("logit_rows", "chosen", "seed", "position", "number", "top_k")
 _FLOATS = ("entropy_eps", "temperature")
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the forward pass and select read; int64 but for the float32 ``entropy_eps`` and ``temperature``.
+    """What the forward pass and select read, all int64 but for three.
 
-    ``token_ids``, ``positions`` ``[T]``; ``cu_window[B + 1]``; ``kv_lengths[B]``; the rest ``[R]``. Behind the windows
-    and candidates is padding: position 0, and ``chosen = B * width``.
+    ``token_ids``, ``positions`` ``[T]``; ``cu_window[B + 1]``; ``kv_lengths[B]``; ``barred[R, 8]``; the rest ``[R]``:
+    ``entropy_eps`` and ``temperature`` in float32, ``top_p`` in float64. Behind the windows and candidates is padding:
+    position 0, and ``chosen = B * width``.
     """
 
     token_ids: Tensor
@@ -35,6 +37,9 @@ class Gathered:
     seed: Tensor
     position: Tensor
     number: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    barred: Tensor
 
 
 def gather(state: BoundState, slots: Tensor, *, width: int, tokens: int, rows: int, shifted: bool) -> Gathered:
@@ -67,6 +72,8 @@ def _allocated(slots: Tensor, tokens: int, rows: int) -> Gathered:
         **{name: slots.new_empty(tokens) for name in _BY_TOKEN},
         **{name: slots.new_empty(rows) for name in _BY_ROW},
         **{name: slots.new_empty(rows, dtype=torch.float32) for name in _FLOATS},
+        top_p=slots.new_empty(rows, dtype=torch.float64),
+        barred=slots.new_empty(rows, END_IDS),
         cu_window=slots.new_empty(batch + 1),
         kv_lengths=slots.new_empty(batch),
     )

@@ -21,6 +21,7 @@ from d3llm_trt.plugins.c_structs import (
     SelectParams,
     SiluMulParams,
 )
+from d3llm_trt.plugins.state_fields import END_IDS
 from d3llm_trt.plugins.tensors import address, dtype_code, launch
 
 HALF = (torch.float16, torch.bfloat16)
@@ -35,7 +36,8 @@ _library.define(
 )
 _library.define(
     "select(Tensor logits, int mask_id, Tensor entropy_eps, Tensor? temperature=None, Tensor? seed=None, "
-    "Tensor? position=None, Tensor? number=None) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? position=None, Tensor? number=None, Tensor? top_k=None, Tensor? top_p=None, Tensor? barred=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define("rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor")
 _library.define(
@@ -43,7 +45,8 @@ _library.define(
 )
 _library.define("silu_mul(Tensor gate_up, Tensor? out_scale=None) -> Tensor")
 
-# What to call: as the functions of the same name in reference.py; select takes the fields of SampleKeys.
+# What to call: as the functions of the same name in reference.py; select takes the fields of
+# SampleKeys and of Limits, then barred.
 window_attention = torch.ops.d3llm.window_attention.default
 select = torch.ops.d3llm.select.default
 rms_norm = torch.ops.d3llm.rms_norm.default
@@ -136,71 +139,67 @@ def _flat(function: Callable[[AttentionInputs], Tensor]) -> Callable[..., Tensor
     return lambda *tensors: function(AttentionInputs(*tensors))
 
 
-Four = tuple[Tensor, Tensor, Tensor, Tensor]
+Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# The optional arguments of select, in their order; torch leaves out those at the end that are None.
+_RANDOM = ("temperature", "seed", "position", "number")
+_LIMITS = ("top_k", "top_p")
+_OPTIONAL = (*_RANDOM, *_LIMITS, "barred")
+_FLOATS = {"entropy_eps": torch.float32, "temperature": torch.float32, "top_p": torch.float64}
 
 
-def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None, **__: Tensor | None) -> Four:
+def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None, **__: Tensor | None) -> Six:
     rows = len(logits)
     greedy, sampled = (logits.new_empty(rows, dtype=torch.int64) for _ in range(2))
-    entropy, confidence = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return greedy, sampled, entropy, confidence
+    entropy, confidence, logprob, greedy_logprob = (logits.new_empty(rows, dtype=torch.float32) for _ in range(4))
+    return greedy, sampled, entropy, confidence, logprob, greedy_logprob
 
 
-def _select_cpu(
-    logits: Tensor,
-    mask_id: int,
-    entropy_eps: Tensor,
-    temperature: Tensor | None = None,
-    seed: Tensor | None = None,
-    position: Tensor | None = None,
-    number: Tensor | None = None,
-) -> Four:
+def _select_cpu(logits: Tensor, mask_id: int, entropy_eps: Tensor, *optional: Tensor | None) -> Six:
     if not 0 <= mask_id < logits.shape[-1]:
         raise PluginError(f"select: mask_id is {mask_id}; allowed: 0 to {logits.shape[-1] - 1}")
-    if len({key is None for key in (temperature, seed, position, number)}) == 2:
+    given = _given(optional)
+    if 0 < len(given.keys() & set(_RANDOM)) < len(_RANDOM):
         raise PluginError("select: temperature, seed, position and number go together; give all or none")
-    keys = None
-    if temperature is not None and seed is not None and position is not None and number is not None:
-        keys = reference.SampleKeys(temperature, seed, position, number)
-    chosen = reference.select(logits, mask_id, entropy_eps, keys)
+    if len(given.keys() & set(_LIMITS)) == 1:
+        raise PluginError("select: top_k and top_p go together; give both or none")
+    keys = reference.SampleKeys(*(given[name] for name in _RANDOM)) if "temperature" in given else None
+    limits = reference.Limits(*(given[name] for name in _LIMITS)) if "top_k" in given else None
+    chosen = reference.select(logits, mask_id, entropy_eps, keys, limits, given.get("barred"))
     # An op's results are tensors of their own.
     sampled = chosen.sampled.clone() if chosen.sampled is chosen.greedy else chosen.sampled
-    return chosen.greedy, sampled, chosen.entropy.float(), chosen.confidence.float()
+    scores = (chosen.entropy, chosen.confidence, chosen.logprob, chosen.greedy_logprob)
+    entropy, confidence, logprob, greedy_logprob = (score.float() for score in scores)
+    return chosen.greedy, sampled, entropy, confidence, logprob, greedy_logprob
 
 
-def _select_cuda(
-    logits: Tensor,
-    mask_id: int,
-    entropy_eps: Tensor,
-    temperature: Tensor | None = None,
-    seed: Tensor | None = None,
-    position: Tensor | None = None,
-    number: Tensor | None = None,
-) -> Four:
-    keys = {"temperature": temperature, "seed": seed, "position": position, "number": number}
+def _given(optional: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    """Those of select's optional arguments that are there, by name."""
+    return {name: tensor for name, tensor in zip(_OPTIONAL, optional, strict=False) if tensor is not None}
+
+
+def _select_cuda(logits: Tensor, mask_id: int, entropy_eps: Tensor, *optional: Tensor | None) -> Six:
     if not is_compiled("select", logits.dtype):
-        return _select_cpu(logits, mask_id, entropy_eps, **keys)
+        return _select_cpu(logits, mask_id, entropy_eps, *optional)
     rows, vocab = logits.shape
     if logits.stride(1) != 1 or logits.stride(0) < vocab:
         logits = logits.contiguous()
-    given = {"entropy_eps": entropy_eps, **{name: key for name, key in keys.items() if key is not None}}
-    dtypes = {name: torch.float32 if name in ("entropy_eps", "temperature") else torch.int64 for name in given}
-    pointers = {
-        name: address(f"select: {name}", tensor, dtypes[name], (rows,), logits.device) for name, tensor in given.items()
-    }
-    greedy, sampled, entropy, confidence = outputs = _new_selected(logits, mask_id, entropy_eps)
+
+    def pointer(name: str, tensor: Tensor) -> int:
+        shape = (rows, END_IDS) if name == "barred" else (rows,)
+        return address(f"select: {name}", tensor, _FLOATS.get(name, torch.int64), shape, logits.device)
+
+    given = {"entropy_eps": entropy_eps, **_given(optional)}
+    outputs = _new_selected(logits, mask_id, entropy_eps)
+    names = ("greedy", "sampled", "entropy", "confidence", "logprob", "greedy_logprob")
     params = SelectParams(
         logits=logits.data_ptr(),
         rows=rows,
         vocab_size=vocab,
         row_stride=logits.stride(0) if rows > 1 else vocab,
         mask_id=mask_id,
-        greedy=greedy.data_ptr(),
-        sampled=sampled.data_ptr(),
-        entropy=entropy.data_ptr(),
-        confidence=confidence.data_ptr(),
         dtype=dtype_code(logits.dtype),
-        **pointers,
+        **{name: pointer(name, tensor) for name, tensor in given.items()},
+        **{name: tensor.data_ptr() for name, tensor in zip(names, outputs, strict=True)},
     )
     launch("select", params, logits.device)
     return outputs

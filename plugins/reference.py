@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d3llm_trt.plugins.gumbel import UNIFORM_BITS, SampleKeys, gumbel_noise, gumbel_of_bits
+from d3llm_trt.plugins.nucleus import Limits, kept_tokens
+
 FP8_MAX = 448.0  # of float8_e4m3fn
 FINE_EPS, COARSE_EPS = 1e-12, 1e-8  # inside the logarithm of the entropy (spec T10)
 
-# SplitMix64: its increment and the two multipliers of its finalizer, as signed 64-bit integers.
-UNIFORM_BITS = 23
-_INCREMENT, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+__all__ = [
+    "FP8_MAX", "UNIFORM_BITS", "Limits", "SampleKeys", "Selected", "add_rms_norm", "fp8_linear", "fp8_scale",
+    "gumbel_noise", "gumbel_of_bits", "rms_norm", "rotate", "select", "silu_mul", "to_fp8", "window_attention",
+]  # fmt: skip
+
+FP8_MAX = 448.0  # of float8_e4m3fn
+_CACHED = 1 << 17  # logits whose noise is made at once
+Values = TypeVar("Values", SampleKeys, Limits)
 
 
 def window_attention(
@@ -119,70 +128,80 @@ def _precise(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SampleKeys:
-    """What random numbers are made from, ``[R]`` each: the same wherever a request is in a batch."""
-
-    temperature: Tensor
-    seed: Tensor
-    position: Tensor
-    number: Tensor
-
-
-@dataclass(frozen=True)
 class Selected:
-    """Per logits row, ``[R]``: most likely token, sampled token, entropy in nats, probability of the sampled token."""
+    """Per logits row, ``[R]``: tokens, entropy in nats, and what the softmax at temperature 1 says of the tokens.
+
+    ``greedy`` is the most likely token; ``confidence`` is the probability of the ``sampled`` one, ``logprob`` its
+    logarithm and ``greedy_logprob`` that of the most likely one, in nats.
+    """
 
     greedy: Tensor
     sampled: Tensor
     entropy: Tensor
     confidence: Tensor
+    logprob: Tensor
+    greedy_logprob: Tensor
 
 
-def select(logits: Tensor, mask_id: int, eps: Tensor, keys: SampleKeys | None) -> Selected:
+def select(
+    logits: Tensor,
+    mask_id: int,
+    eps: Tensor,
+    keys: SampleKeys | None,
+    limits: Limits | None = None,
+    barred: Tensor | None = None,
+) -> Selected:
     """Select from ``logits[R, vocab]``; without ``keys`` the sampled token is the most likely one.
 
-    The mask id stays in the softmax but is never chosen (spec T11); of equals the lowest id wins. Entropy is
-    ``-sum p ln(p + eps)`` at temperature 1 with ``eps[R]`` (spec T10).
+    The mask id stays in the softmax but is never chosen (spec T11), nor are the ids before the first negative one in
+    each row of ``barred[R, n]``; of equals the lowest id wins. Entropy is ``-sum p ln(p + eps)`` at temperature 1 with
+    ``eps[R]`` (spec T10), whatever the sampling.
     """
     logits = _precise(logits)
     p = logits.softmax(-1)
     entropy = -(p * (p + eps[:, None]).log()).sum(-1)
-    greedy = sampled = _likeliest(logits, mask_id)
+    choosable = _without(logits, mask_id, barred)
+    greedy = sampled = choosable.argmax(-1)
     if keys is not None:
-        noisy = logits + keys.temperature[:, None] * gumbel_noise(keys, logits.shape[1])
-        sampled = torch.where(keys.temperature > 0, _likeliest(noisy, mask_id), greedy)
-    return Selected(greedy, sampled, entropy, p.gather(1, sampled[:, None])[:, 0])
+        sampled = torch.where(keys.temperature > 0, _sampled(choosable, keys, limits), greedy)
+    confidence, logit, greedy_logit = (
+        values.gather(1, token[:, None])[:, 0] for values, token in ((p, sampled), (logits, sampled), (logits, greedy))
+    )
+    total = logits.logsumexp(-1)
+    return Selected(greedy, sampled, entropy, confidence, logit - total, greedy_logit - total)
 
 
-def _likeliest(scores: Tensor, mask_id: int) -> Tensor:
-    allowed = scores.clone()
-    allowed[:, mask_id] = -torch.inf
-    return allowed.argmax(-1)
+def _without(logits: Tensor, mask_id: int, barred: Tensor | None) -> Tensor:
+    """A copy with -inf for the ids that are never chosen."""
+    choosable = logits.clone()
+    choosable[:, mask_id] = -torch.inf
+    if barred is not None:
+        known = (barred >= 0).int().cumprod(1).bool()
+        choosable.scatter_(1, torch.where(known, barred, mask_id), -torch.inf)
+    return choosable
 
 
-def gumbel_noise(keys: SampleKeys, vocab: int) -> Tensor:
-    """Gumbel noise ``[R, vocab]`` in float32 from a counter: a function of seed, position, pass and token id only.
+def _sampled(logits: Tensor, keys: SampleKeys, limits: Limits | None) -> Tensor:
+    """The token of each row whose logit and Gumbel noise times the temperature add up to most, within the limits.
 
-    Adding it times the temperature to the logits and taking the largest samples from their softmax at that
-    temperature, which is both families' rule (spec T4, B.5).
+    The sum is in float64: neither a low temperature nor a high one loses the noise or the logit.
     """
-    key = _mixed(_mixed(_mixed(keys.seed + _INCREMENT) + keys.position) + keys.number)
-    counter = torch.arange(1, vocab + 1, device=key.device) * _INCREMENT
-    return gumbel_of_bits(_shifted(_mixed(key[:, None] + counter), 64 - UNIFORM_BITS))
+    # On a CPU by parts that stay in its cache, which is four times as fast.
+    rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    parts = []
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        parts.append(_winners(logits[part], _rows(keys, part), None if limits is None else _rows(limits, part)))
+    return torch.cat(parts) if parts else logits.new_empty(0, dtype=torch.int64)
 
 
-def gumbel_of_bits(bits: Tensor) -> Tensor:
-    """Finite Gumbel noise from integers below ``2**UNIFORM_BITS``."""
-    # One bit fewer than float32 has: with all of them, adding a half would round up to 1, and its noise is infinite.
-    return -torch.log(-torch.log((bits.float() + 0.5) / (1 << UNIFORM_BITS)))
+def _winners(logits: Tensor, keys: SampleKeys, limits: Limits | None) -> Tensor:
+    noise = keys.temperature.double()[:, None] * gumbel_noise(keys, logits.shape[1]).double()
+    kept = logits > -torch.inf
+    if limits is not None:
+        kept &= kept_tokens(logits.float(), keys.temperature, limits)
+    return noise.add_(logits).masked_fill_(~kept, -torch.inf).argmax(-1)
 
 
-def _mixed(z: Tensor) -> Tensor:
-    z = (z ^ _shifted(z, 30)) * _FIRST
-    z = (z ^ _shifted(z, 27)) * _SECOND
-    return z ^ _shifted(z, 31)
-
-
-def _shifted(z: Tensor, bits: int) -> Tensor:
-    """Shift right, filling with zeros."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+def _rows(values: Values, part: slice) -> Values:
+    return replace(values, **{item.name: getattr(values, item.name)[part] for item in fields(values)})

@@ -34,12 +34,12 @@ class _Ending:
 class Answer:
     """Turns canvases of one request into outputs. What it showed once, it never takes back."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None, eos_id: int) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, end_ids: Sequence[int]) -> None:
         params = request.params
         self._request = request
         self._tokenizer = tokenizer
         self._text = None if tokenizer is None else IncrementalText(tokenizer, params.skip_special_tokens)
-        self._endings = Endings.of(params, eos_id, tokenizer)
+        self._endings = Endings.of(params, end_ids, tokenizer)
         self._pass_times: list[float] = []
         self._shown = 0
 
@@ -54,7 +54,9 @@ class Answer:
         stops = request.params.stop_strings or request.params.stop_token_ids
         return request.stream or request.canvas or bool(stops)
 
-    def output(self, canvas: Sequence[int], steps: Sequence[int], *, done: bool) -> RequestOutput:
+    def output(
+        self, canvas: Sequence[int], steps: Sequence[int], *, done: bool, logprobs: Sequence[float] | None = None
+    ) -> RequestOutput:
         """The committed prefix of the answer, all of it if ``done``; finished too at a stop that the request named."""
         prompt = len(self._request.prompt_token_ids)
         ids, commit_steps = list(canvas[prompt:]), list(steps[prompt:])
@@ -62,12 +64,16 @@ class Answer:
         ending = self._ending(ids[:count], done)
         finished = done or ending.stopped
         reason = "stop" if ending.ended else "length"
+        known = None if logprobs is None else list(logprobs[prompt : prompt + ending.count])
         completion = CompletionOutput(
             text=ending.text,
             token_ids=ids[: ending.count],
             commit_steps=commit_steps[: ending.count],
             finish_reason=reason if finished else None,
             stop_reason=ending.reason if finished else None,
+            seed=self._request.params.seed,
+            logprobs=known,
+            cumulative_logprob=None if known is None else sum(known),
         )
         return self._output(completion, canvas, steps, finished)
 

@@ -68,6 +68,15 @@ class Decoder:
         canvases, steps = both[0], both[1]
         return [(canvases[row, :length].tolist(), steps[row, :length].tolist()) for row, length in enumerate(lengths)]
 
+    def read_logprobs(self, slots: Sequence[int]) -> list[list[float]]:
+        """The log probability (nats) with which each position of each slot was committed; waits for the device."""
+        if not slots:
+            return []
+        logprobs, lengths = self._stepper.state.progress.logprobs, [self._occupants[slot].length for slot in slots]
+        with self._stepper.on_stream():
+            rows = logprobs[torch.tensor(slots, device=logprobs.device), : max(lengths)].tolist()
+        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
     def close(self) -> None:
         """The engine is not used any more."""
         self._stepper.close()

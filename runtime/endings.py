@@ -30,9 +30,9 @@ class Endings:
     beginnings: tuple[str, ...]
 
     @classmethod
-    def of(cls, params: SamplingParams, eos_id: int, tokenizer: Tokenizer | None) -> Endings:
-        """The endings of a request; stop strings that are special tokens become ids."""
-        ids: dict[int, StopReason] = {token_id: token_id for token_id in params.stop_token_ids or ()}
+    def of(cls, params: SamplingParams, end_ids: Sequence[int], tokenizer: Tokenizer | None) -> Endings:
+        """The endings of a request that ``end_ids`` end; stop strings that are special tokens become ids."""
+        ids: dict[int, StopReason] = {i: i if i in params.stop_token_ids else None for i in end_ids}
         strings, mixed, beginnings, end_of_turn = list[str](), list[str](), list[str](), None
         for text in params.stop_strings:
             token_id = None if tokenizer is None else tokenizer.id_of(text)
@@ -44,9 +44,8 @@ class Endings:
                 beginnings.append(text[:begin])
             else:
                 strings.append(text)
-        if not params.ignore_eos:
-            ids.setdefault(eos_id if params.end_id is None else params.end_id, None)
-            end_of_turn = None if tokenizer is None else tokenizer.end_of_turn_id
+        if not params.ignore_eos and tokenizer is not None:
+            end_of_turn = tokenizer.end_of_turn_id
         return cls(ids, end_of_turn, tuple(strings), tuple(mixed), tuple(beginnings))
 
     def first_id(self, ids: Sequence[int]) -> int | None:

@@ -15,7 +15,9 @@ class CompletionOutput:
     ``token_ids`` ends with the EOS id if the answer reached it; ``text`` leaves special tokens out.
     ``commit_steps[i]`` is the forward pass (1-based) that committed ``token_ids[i]``.
     ``finish_reason`` is ``"stop"`` (an end id, a stop string or a stop id), ``"length"``, ``"error"``, or None while
-    running; ``stop_reason`` is the stop string or stop id that ended it, None for the checkpoint's own end.
+    running; ``stop_reason`` is the stop string or stop id that ended it, None for the checkpoint's own end. ``seed`` is
+    the one that tokens were sampled with. ``logprobs[i]``, where they were asked for, is the log probability (nats, at
+    temperature 1) of ``token_ids[i]`` in the pass that committed it, and ``cumulative_logprob`` their sum.
     """
 
     index: int = 0
@@ -24,6 +26,9 @@ class CompletionOutput:
     commit_steps: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    seed: int | None = None
+    logprobs: list[float] | None = None
+    cumulative_logprob: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from d3llm_trt.errors import RequestError, only_this_request
 from d3llm_trt.prompts import encode
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
+from d3llm_trt.runtime.decoding.state import end_ids_of
 from d3llm_trt.runtime.engines.base import EngineSpec
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.tokenizer import Tokenizer
@@ -53,12 +54,12 @@ class RequestMaker:
             text, ids = encode(prompt, self.tokenizer, self.spec.model_config.vocab_size, self.spec.max_seq_len)
         if params.max_tokens is None:
             params = replace(params, max_tokens=max(1, self.spec.max_seq_len - len(ids)))
-        request = Request(request_id, text, ids, params, sink, **options)
+        request = Request(request_id, text, ids, params.with_seed(), sink, **options)
         self._check(request)
         return request
 
     def _check(self, request: Request) -> None:
-        params = request.params
+        params, config = request.params, self.spec.model_config
         if not request.prompt_token_ids:
             raise RequestError("prompt is empty; allowed: at least one token")
         if request.length > self.spec.max_seq_len:
@@ -67,16 +68,21 @@ class RequestMaker:
                 f"most max_seq_len, {self.spec.max_seq_len}, together; shorten the prompt, lower max_tokens, or build "
                 "the engine with a higher max_seq_len"
             )
-        self._check_end("end_id", params.end_id)
-        for index, token_id in enumerate(params.stop_token_ids or ()):
-            self._check_end(f"stop_token_ids[{index}]", token_id)
+        if params.max_tokens == 0 and config.mask_token_id not in request.prompt_token_ids:
+            raise RequestError(
+                "max_tokens is 0 and the prompt has no mask id, so there is nothing to fill in; raise max_tokens"
+            )
+        for name, ids in (("end_id", [params.end_id]), ("stop_token_ids", params.stop_token_ids)):
+            self._check_ends(name, ids)
+        end_ids_of(config, params)
         if params.stop_strings and self.tokenizer is None:
             raise RequestError("stop needs a tokenizer, which this engine lacks; leave out stop")
         params.decoding.steps_per_block(params.num_tokens)
 
-    def _check_end(self, name: str, token_id: int | None) -> None:
+    def _check_ends(self, name: str, ids: Sequence[int | None]) -> None:
         config = self.spec.model_config
-        if token_id is not None and token_id >= config.vocab_size:
-            raise RequestError(f"{name} is {token_id}; allowed: 0..{config.vocab_size - 1}, or None")
-        if token_id == config.mask_token_id:
-            raise RequestError(f"{name} is {token_id}, the mask id; allowed: any other id, or None")
+        for token_id in ids:
+            if token_id is not None and token_id >= config.vocab_size:
+                raise RequestError(f"{name} is {token_id}; allowed: 0..{config.vocab_size - 1}, or None")
+            if token_id == config.mask_token_id:
+                raise RequestError(f"{name} is {token_id}, the mask id; allowed: any other id, or None")

@@ -9,6 +9,7 @@ from collections import deque
 from d3llm_trt.errors import D3llmError, EngineError, only_this_request
 from d3llm_trt.runtime.answer import Answer, failed_output
 from d3llm_trt.runtime.decoder import Decoder, engine_failure
+from d3llm_trt.runtime.decoding.state import end_ids_of
 from d3llm_trt.runtime.decoding.step import SlotReport
 from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.runtime.request import Request
@@ -78,13 +79,15 @@ class Scheduler:
             reports = dict(zip(slots, self._decoder.step(slots), strict=True))
             looked_at = [slot for slot in slots if self._looks_at(slot, reports[slot])]
             canvases = dict(zip(looked_at, self._decoder.read(looked_at), strict=True))
+            told = [slot for slot in looked_at if self._running[slot][0].params.tells_logprobs]
+            logprobs = dict(zip(told, self._decoder.read_logprobs(told), strict=True))
         except Exception as error:  # noqa: BLE001 (whatever an engine raises must reach the requests it ran)
             self._failures_in_a_row += 1
             self.fail_running(engine_failure(error))
             return
         self._failures_in_a_row = 0
         for slot in slots:
-            self._deliver(slot, reports[slot], canvases.get(slot))
+            self._deliver(slot, reports[slot], canvases.get(slot), logprobs.get(slot))
 
     def fail_all(self, error: D3llmError) -> None:
         """End every request with ``error``."""
@@ -109,7 +112,8 @@ class Scheduler:
                 self._give(request, failed_output(request, engine_failure(error)))
                 continue
             heapq.heappop(self._free)
-            self._running[slot] = (request, Answer(request, self.tokenizer, self.spec.model_config.eos_token_id))
+            end_ids = end_ids_of(self.spec.model_config, request.params)
+            self._running[slot] = (request, Answer(request, self.tokenizer, end_ids))
 
     def _has_room(self, request: Request) -> bool:
         taken = sum(other.length for other, _ in self._running.values())
@@ -119,13 +123,19 @@ class Scheduler:
         """Whether a request's canvas is needed after this pass."""
         return not report.failed and (report.done or self._running[slot][1].looks_at_every_pass)
 
-    def _deliver(self, slot: int, report: SlotReport, canvas: tuple[list[int], list[int]] | None) -> None:
+    def _deliver(
+        self,
+        slot: int,
+        report: SlotReport,
+        canvas: tuple[list[int], list[int]] | None,
+        logprobs: list[float] | None,
+    ) -> None:
         request, answer = self._running[slot]
         answer.note_pass()
         if report.failed:
             output = answer.failure(_not_numbers(report.passes))
         elif canvas is not None:
-            output = self._output(answer, *canvas, report.done)
+            output = self._output(answer, *canvas, report.done, logprobs)
         else:
             return
         if output.finished:
@@ -134,11 +144,13 @@ class Scheduler:
             self._give(request, output)
 
     @staticmethod
-    def _output(answer: Answer, canvas: list[int], commit_steps: list[int], done: bool) -> RequestOutput:
+    def _output(
+        answer: Answer, canvas: list[int], commit_steps: list[int], done: bool, logprobs: list[float] | None
+    ) -> RequestOutput:
         """What the answer looks like now; a text that cannot be made fails only its own request."""
         try:
             with only_this_request("the answer's text could not be made"):
-                return answer.output(canvas, commit_steps, done=done)
+                return answer.output(canvas, commit_steps, done=done, logprobs=logprobs)
         except D3llmError as error:
             return answer.failure(error)
 

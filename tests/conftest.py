@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.support import tensorrt_uses
 
 torch.set_num_threads(1)
 
@@ -17,6 +20,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("D3LLM_TRT_CACHE", str(path))
         yield path
+
+
+@pytest.fixture(autouse=True)
+def no_use_of_tensorrt_is_wrong() -> Iterator[None]:
+    """Whatever the test noted of TensorRT's API is there in the real bindings that `make bindings` fetched."""
+    tensorrt_uses.NOTED.clear()
+    yield
+    if objections := tensorrt_uses.objections(tensorrt_uses.NOTED):
+        pytest.fail("\n".join(objections), pytrace=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,7 +33,7 @@ def unsound(ask: Ask, output: RequestOutput, seen: int) -> list[str]:
         "commit_steps": len(steps) == count and all(0 < step <= passes for step in steps),
         "passes": 0 < passes <= most + len(output.prompt_token_ids),
         "stop string in the text": not any(stop in answer.text for stop in stops),
-        "stop_reason": answer.stop_reason is None or answer.stop_reason in stops,
+        "stop_reason": answer.stop_reason in (None, *stops, *ask.params.stop_token_ids),
         "an output for every pass": not ask.canvas or seen == passes,
     }
     return [name for name, sound in checks.items() if not sound]

@@ -106,6 +106,10 @@ def _settings(rng: random.Random, spec: EngineSpec, tokens: int) -> dict[str, An
         "end_id": rng.randrange(spec.model_config.mask_token_id) if rng.random() < 0.1 else None,
         "stop": rng.choice((None, None, None, "####", "\n", [" has", "left"], ["dollars", "He", "= "])),
         "decoding": _decoding(rng, tokens),
+        "stop_token_ids": [rng.randrange(spec.model_config.mask_token_id)] if rng.random() < 0.1 else [],
+        "min_tokens": rng.randint(0, tokens) if rng.random() < 0.1 else 0,
+        "top_p": rng.choice((1.0, 1.0, 0.95, 0.3)),
+        "top_k": rng.choice((0, 0, 0, 1, 20)),
     }
 
 
@@ -161,8 +165,13 @@ def _bad_prompts(spec: EngineSpec) -> list[Any]:
 def _bad_settings(spec: EngineSpec) -> list[dict[str, Any]]:
     values: dict[str, tuple[Any, ...]] = {
         "max_tokens": (0, -5, 1.5, True, 1 << 70),
-        "temperature": (-1, math.nan, math.inf, "hot"),
+        "temperature": (-1, math.nan, math.inf, "hot", 1e39, 1e-39),
         "seed": (-1, 1 << 63),
+        "top_p": (0, 1.5, math.nan, "most"),
+        "top_k": (-2, 1.5, True),
+        "min_tokens": (-1, 5, None),
+        "stop_token_ids": (5, [-1], [spec.model_config.vocab_size], [spec.model_config.mask_token_id], list(range(99))),
+        "logprobs": (2, -1, "all"),
         "ignore_eos": (1,),
         "end_id": (-1, spec.model_config.vocab_size, spec.model_config.mask_token_id),
         "stop": ("", [""], [3], 5),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import signal
@@ -20,61 +19,16 @@ from d3llm_trt.errors import BuildError
 from d3llm_trt.files import replace_file
 from d3llm_trt.manifest import FileFacts
 from d3llm_trt.progress import OnProgress
-
-LAST_ERRORS = 3
+from d3llm_trt.tensorrt_objects import Messages, make_messages, make_object
 
 
 def make_builder(trt: Any) -> tuple[Any, Messages]:
-    """A builder and the messages it gives."""
+    """A builder and the messages it gives. Raises BuildError with them where TensorRT makes none."""
     messages = make_messages(trt)
-    # TensorRT logs while it makes a builder, under a lock that it also takes to free one: an old builder that is
-    # collected inside our logger would wait forever.
-    gc.collect()
-    with _collection_paused():
-        builder = trt.Builder(messages.logger)
+    builder = make_object(trt.Builder, messages)
     if builder is None:
-        raise BuildError(f"TensorRT gave no builder: {messages.last_errors()}")
+        raise BuildError(f"TensorRT {trt.__version__} gave no builder: {messages.last_errors()}")
     return builder, messages
-
-
-@contextmanager
-def _collection_paused() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-class Messages:
-    """TensorRT's errors, as they come."""
-
-    def __init__(self) -> None:
-        self.logger: Any = None
-        self.errors: list[str] = []
-
-    def last_errors(self) -> str:
-        """The last few different errors in one line. A missing driver is none: plans are built without a GPU."""
-        real = [text for text in self.errors if "cudaError 35" not in text]
-        return " | ".join(dict.fromkeys(real[-LAST_ERRORS:])) or "no message"
-
-
-def make_messages(trt: Any) -> Messages:
-    """Messages whose ``logger`` collects them."""
-    messages = Messages()
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                messages.errors.append(message)
-
-    messages.logger = Logger()
-    return messages
 
 
 def compile_plan(

@@ -37,7 +37,9 @@ class SimulatedAcceptance:
         """
         masked = (batch.token_ids == self.spec.model_config.mask_token_id).cumsum(0)
         before = torch.nn.functional.pad(masked, (1, 0))[batch.cu_window]
-        waiting = (before[1:] - before[:-1]).double()
+        ends = batch.positions[(batch.cu_window[1:] - 1).clamp(min=0)] + 1
+        # Behind a window that ends early there are masks only.
+        waiting = (before[1:] - before[:-1] + batch.kv_lengths - ends).clamp(min=0).double()
         passes = (waiting / self._rate).ceil()
         return waiting - ((passes - 1) * self._rate).floor()
 

@@ -21,7 +21,9 @@ d3llm_status check_rows(const d3llm_commit_params& p) {
                                    {"greedy", p.greedy, 8},
                                    {"sampled", p.sampled, 8},
                                    {"entropy", p.entropy, 4},
-                                   {"confidence", p.confidence, 4}});
+                                   {"confidence", p.confidence, 4},
+                                   {"logprob", p.logprob, 4},
+                                   {"greedy_logprob", p.greedy_logprob, 4}});
 }
 
 d3llm_status check(const d3llm_commit_params* params) {

@@ -79,16 +79,26 @@ D3LLM_API d3llm_status d3llm_attend(const d3llm_attention_params* params, void* 
 /* Both, overlapped where the GPU can. */
 D3LLM_API d3llm_status d3llm_window_attention(const d3llm_attention_params* params, void* stream);
 
+/* Ids that end one request's answer at most. */
+#define D3LLM_END_IDS 8
+
 /* One pass over each row of logits: the most likely token, entropy, and a sampled token with its probability.
  *
  * The mask id stays in the softmax and is never chosen; of equals the lowest id wins. entropy is
  * -sum p ln(p + entropy_eps) in nats at temperature 1. With `temperature`, rows where it is above 0 sample: the largest
  * of logits + temperature * Gumbel noise, a function of seed, position, pass number and token id only. Without
  * (temperature, seed, position and number NULL) sampled equals greedy. confidence is the probability of `sampled` at
- * temperature 1. A row with NaN gives a NaN entropy.
+ * temperature 1, logprob its logarithm in nats, greedy_logprob that of `greedy`. A row with NaN gives a NaN entropy.
+ *
+ * Where a row of `barred` has ids before its first negative one, those are never chosen either. Where top_k (above 0)
+ * or top_p (below 1) limit a row that samples, only the first tokens of the order of their logits, equals by id, may be
+ * sampled: top_k of them, and of these the fewest whose share of their mass at the temperature reaches top_p. Such rows
+ * are read once or twice more, and oftener only where more than 1024 tokens lie within a sixteenth of an octave of
+ * probability around the limit, or where more than 1024 tokens are left to both limits together. Both are NULL for no
+ * limit.
  *
  *   logits  [rows, vocab_size], rows row_stride elements apart; float32, float16 or bfloat16
- *   everything else [rows]
+ *   barred  [rows, D3LLM_END_IDS]    everything else [rows]
  */
 typedef struct d3llm_select_params {
   size_t struct_size;
@@ -102,17 +112,23 @@ typedef struct d3llm_select_params {
   const int64_t* seed;
   const int64_t* position;
   const int64_t* number;
+  const int64_t* top_k;
+  const double* top_p;
+  const int64_t* barred;
   int64_t* greedy;
   int64_t* sampled;
   float* entropy;
   float* confidence;
+  float* logprob;
+  float* greedy_logprob;
   int32_t dtype; /* d3llm_dtype of logits */
 } d3llm_select_params;
 
 D3LLM_API d3llm_status d3llm_select(const d3llm_select_params* params, void* stream);
 
 /* The decoding state of all slots, as d3llm_trt/plugins/state_fields.py describes it field by field: FIELD(type, name).
- * Settings are [num_slots] each; algorithm is 0 FullAttnMultiBlock, 1 EntropyThreshold, 2 MultiBlock, 3 LowConfidence.
+ * Settings are [num_slots] each but for end_ids, [num_slots, D3LLM_END_IDS]; algorithm is 0 FullAttnMultiBlock,
+ * 1 EntropyThreshold, 2 MultiBlock, 3 LowConfidence.
  */
 #define D3LLM_SETTINGS(FIELD)            \
   FIELD(int64_t, algorithm)              \
@@ -121,6 +137,8 @@ D3LLM_API d3llm_status d3llm_select(const d3llm_select_params* params, void* str
   FIELD(int64_t, block_size)             \
   FIELD(int64_t, num_blocks)             \
   FIELD(int64_t, eos_id)                 \
+  FIELD(int64_t, end_ids)                \
+  FIELD(int64_t, min_tokens)             \
   FIELD(float, threshold)                \
   FIELD(uint8_t, by_quota)               \
   FIELD(float, entropy_eps)              \
@@ -129,16 +147,22 @@ D3LLM_API d3llm_status d3llm_select(const d3llm_select_params* params, void* str
   FIELD(uint8_t, cached)                 \
   FIELD(int64_t, cache_delay)            \
   FIELD(int64_t, refresh_interval)       \
+  FIELD(uint8_t, full_settling)          \
+  FIELD(int64_t, window_ahead)           \
+  FIELD(uint8_t, published_shift)        \
   FIELD(int64_t, steps_per_block)        \
   FIELD(float, temperature)              \
+  FIELD(int64_t, top_k)                  \
+  FIELD(double, top_p)                   \
   FIELD(int64_t, seed)
 
-/* canvas, commit_steps and candidates are [num_slots, max_seq_len]; active, block_cached and done_pass are
+/* canvas, commit_steps, logprobs and candidates are [num_slots, max_seq_len]; active, block_cached and done_pass are
  * [num_slots, max_seq_len + 1]; the rest is [num_slots].
  */
 #define D3LLM_PROGRESS(FIELD)  \
   FIELD(int64_t, canvas)       \
   FIELD(int64_t, commit_steps) \
+  FIELD(float, logprobs)       \
   FIELD(uint8_t, candidates)   \
   FIELD(uint8_t, active)       \
   FIELD(uint8_t, block_cached) \
@@ -146,6 +170,7 @@ D3LLM_API d3llm_status d3llm_select(const d3llm_select_params* params, void* str
   FIELD(int64_t, opened)       \
   FIELD(int64_t, opened_pass)  \
   FIELD(int64_t, window_start) \
+  FIELD(int64_t, window_end)   \
   FIELD(int64_t, live_length)  \
   FIELD(int64_t, cache_length) \
   FIELD(int64_t, passes)       \
@@ -169,10 +194,12 @@ typedef struct d3llm_progress {
  * The windows of slots[batch] follow each other in rows of the forward pass, and so do their candidates; `shifted` says
  * that row i scores position i + 1 (Dream; the first position of a window takes its own row). tokens and rows are
  * capacities. What is behind the windows is padding: token 0 at position 0, and chosen = batch * width, scored by row 0
- * at temperature 0. Slots that do not exist have no rows.
+ * at temperature 0. Slots that do not exist have no rows. Barred are the end ids of a request in the first min_tokens
+ * positions behind its prompt.
  *
  *   token_ids, positions [tokens]    cu_window [batch + 1]    kv_lengths [batch]
- *   logit_rows, chosen, entropy_eps, temperature, seed, position, number [rows], as select and commit read them
+ *   logit_rows, chosen, entropy_eps, temperature, seed, position, number, top_k, top_p [rows],
+ *   barred [rows, D3LLM_END_IDS], as select and commit read them
  */
 typedef struct d3llm_gather_params {
   size_t struct_size;
@@ -190,6 +217,9 @@ typedef struct d3llm_gather_params {
   int64_t* seed;
   int64_t* position;
   int64_t* number;
+  int64_t* top_k;
+  double* top_p;
+  int64_t* barred;
   int64_t batch;
   int64_t num_slots;
   int64_t max_seq_len;
@@ -202,10 +232,12 @@ typedef struct d3llm_gather_params {
 D3LLM_API d3llm_status d3llm_gather(const d3llm_gather_params* params, void* stream);
 
 /* All bookkeeping after the select of one step, for every slot in slots[batch]: what each request's algorithm accepts
- * is written, answers end at their EOS, blocks open, and window and candidates of the next pass are chosen.
+ * is written, answers end at the first of their end ids, blocks open, and window and candidates of the next pass are
+ * chosen.
  *
  * chosen[rows] are the candidates of the pass in ascending order as b * width + position, b indexing slots and width
- * being that of the step; batch * width stands for none. greedy, sampled, entropy and confidence [rows] are select's.
+ * being that of the step; batch * width stands for none. greedy, sampled, entropy, confidence, logprob and
+ * greedy_logprob [rows] are select's.
  * summary [batch, 5]: done, failed, passes, window tokens and candidates of the next pass.
  */
 typedef struct d3llm_commit_params {
@@ -218,6 +250,8 @@ typedef struct d3llm_commit_params {
   const int64_t* sampled;
   const float* entropy;
   const float* confidence;
+  const float* logprob;
+  const float* greedy_logprob;
   int64_t* summary;
   int64_t batch;
   int64_t num_slots;

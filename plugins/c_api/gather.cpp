@@ -29,7 +29,10 @@ d3llm_status check_arrays(const d3llm_gather_params& p) {
                                    {"temperature", p.temperature, 4},
                                    {"seed", p.seed, 8},
                                    {"position", p.position, 8},
-                                   {"number", p.number, 8}});
+                                   {"number", p.number, 8},
+                                   {"top_k", p.top_k, 8},
+                                   {"top_p", p.top_p, 8},
+                                   {"barred", p.barred, 8}});
 }
 
 }  // namespace

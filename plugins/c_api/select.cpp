@@ -7,10 +7,11 @@ namespace d3llm {
 namespace {
 
 constexpr const char* kName = "select";
+constexpr int64_t kMostVocab = 1 << 22;  // masses of as many tokens add up in 64 bits
 
 d3llm_status check_sizes(const d3llm_select_params& p) {
   if (auto status = check_size(kName, "rows", p.rows, 0, kMostRows)) return status;
-  if (auto status = check_size(kName, "vocab_size", p.vocab_size, 2, kMostRows)) return status;
+  if (auto status = check_size(kName, "vocab_size", p.vocab_size, 2, kMostVocab)) return status;
   if (auto status = check_size(kName, "row_stride", p.row_stride, p.vocab_size, INT64_MAX)) return status;
   return check_size(kName, "mask_id", p.mask_id, 0, p.vocab_size - 1);
 }
@@ -20,7 +21,10 @@ d3llm_status check_sampling(const d3llm_select_params& p) {
   const NamedPointer keys[] = {{"temperature", p.temperature, 4, any},
                                {"seed", p.seed, 8, any},
                                {"position", p.position, 8, any},
-                               {"number", p.number, 8, any}};
+                               {"number", p.number, 8, any},
+                               {"top_k", p.top_k, 8, p.top_p != nullptr},
+                               {"top_p", p.top_p, 8, p.top_k != nullptr},
+                               {"barred", p.barred, 8, false}};
   return check_pointers(kName, keys);
 }
 
@@ -38,7 +42,9 @@ d3llm_status check(const d3llm_select_params* params) {
                                    {"greedy", p.greedy, 8},
                                    {"sampled", p.sampled, 8},
                                    {"entropy", p.entropy, 4},
-                                   {"confidence", p.confidence, 4}};
+                                   {"confidence", p.confidence, 4},
+                                   {"logprob", p.logprob, 4},
+                                   {"greedy_logprob", p.greedy_logprob, 4}};
   if (auto status = check_pointers(kName, pointers)) return status;
   return check_sampling(p);
 }

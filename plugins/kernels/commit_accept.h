@@ -13,6 +13,8 @@ struct Candidates {
   const int64_t* sampled;
   const float* entropy;
   const float* confidence;
+  const float* logprob;
+  const float* greedy_logprob;
   int64_t base;
   int begin;
   int end;
@@ -219,7 +221,9 @@ D3LLM_DEVICE void accept(Team& team, Request& request, const Candidates& candida
     const bool sampled = rule.quota ? within_quota(candidates, row, quota)
                                     : rule.certain(candidates.entropy[row], request.threshold) || position == lowest;
     if (!sampled && position != forced) continue;
-    request.canvas[position] = sampled || !rule.forced_greedy ? candidates.sampled[row] : candidates.greedy[row];
+    const bool greedy = !sampled && rule.forced_greedy;
+    request.canvas[position] = greedy ? candidates.greedy[row] : candidates.sampled[row];
+    request.logprobs[position] = greedy ? candidates.greedy_logprob[row] : candidates.logprob[row];
     request.commit_steps[position] = request.passes;
   }
   team.sync();

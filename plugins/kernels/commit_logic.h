@@ -1,14 +1,6 @@
 // The bookkeeping of one step for one entry of its batch, written once for thread blocks and for teams of host threads.
 //
-// The rules are those of d3llm_trt/runtime/decoding, whose tensor code is the reference. All members of a team call the
-// same functions with the same arguments. A Team has
-//
-//   rank(), size()   this member, and how many there are
-//   sync()           waits until all members are here; what they wrote before is seen after it
-//   reduce(value)    merges everybody's value (value.merge(other), in any order) and returns the result to all; waits
-//                    like sync()
-//   add_one(cell)    adds 1 to a counter that several members add to
-//   counts()         size() + 1 counters that the team shares
+// The rules are those of d3llm_trt/runtime/decoding, whose tensor code is the reference.
 #pragma once
 
 #include "commit_accept.h"
@@ -30,11 +22,13 @@ template <class Team>
 D3LLM_DEVICE Candidates candidates_of(Team& team, const d3llm_commit_params& params, int entry) {
   const int64_t base = entry * params.width;
   const Bounds rows = rows_between(team, params.chosen, static_cast<int>(params.rows), base, base + params.width);
-  return {params.chosen, params.greedy, params.sampled, params.entropy, params.confidence, base, rows.begin, rows.end};
+  return {params.chosen,  params.greedy,         params.sampled, params.entropy, params.confidence,
+          params.logprob, params.greedy_logprob, base,           rows.begin,     rows.end};
 }
 
+// `counters` are team.size() + 1 numbers that the team shares.
 template <class Team>
-D3LLM_DEVICE void step(Team& team, const d3llm_commit_params& params, int entry) {
+D3LLM_DEVICE void step(Team& team, const d3llm_commit_params& params, int entry, int* counters) {
   int64_t* summary = params.summary + 5 * static_cast<int64_t>(entry);
   if (!is_first_of_slot(team, params, entry)) {
     for (int i = team.rank(); i < 5; i += team.size()) summary[i] = 0;
@@ -45,7 +39,7 @@ D3LLM_DEVICE void step(Team& team, const d3llm_commit_params& params, int entry)
   read_settings(params, slot, request);
   read_progress(params, slot, request);
   accept(team, request, candidates_of(team, params, entry));
-  const int num_candidates = plan(team, request, static_cast<int>(params.width));
+  const int num_candidates = plan(team, request, static_cast<int>(params.width), counters);
   if (team.rank() != 0) return;
   store_progress(params, slot, request);
   store_summary(summary, request, num_candidates);

@@ -36,7 +36,8 @@ struct Block {
 template <class Team>
 class MaskCounts {
  public:
-  D3LLM_DEVICE MaskCounts(Team& team, const Request& request) : team_(team), request_(request) {}
+  D3LLM_DEVICE MaskCounts(Team& team, const Request& request, int* counters)
+      : team_(team), request_(request), counters_(counters) {}
 
   // Calls visit(block) for all blocks, the prompt too. The same member gets the same block every time.
   template <class Visit>
@@ -45,7 +46,7 @@ class MaskCounts {
       count(first);
       const int number = first + team_.rank();
       if (number > request_.num_blocks) continue;
-      const int* masks = team_.counts() + team_.rank() + 1;
+      const int* masks = counters_ + team_.rank() + 1;
       visit(Block{number, masks[0], number == 0 ? masks[0] : masks[-1]});
     }
   }
@@ -53,30 +54,30 @@ class MaskCounts {
  private:
   D3LLM_DEVICE void count(int first) {
     if (counted_ == first) return;
-    int* counts = team_.counts();
     if (counted_ != kNowhere) team_.sync();
     counted_ = first;
-    for (int i = team_.rank(); i <= team_.size(); i += team_.size()) counts[i] = 0;
+    for (int i = team_.rank(); i <= team_.size(); i += team_.size()) counters_[i] = 0;
     team_.sync();
     const int last =
         static_cast<int>(smaller<int64_t>(static_cast<int64_t>(first) + team_.size() - 1, request_.num_blocks));
     const int end = request_.end_of(last);
     for (int at = request_.start_of(larger(first - 1, 0)) + team_.rank(); at < end; at += team_.size())
-      if (request_.masked(at)) team_.add_one(counts + request_.block_at(at) - first + 1);
+      if (request_.masked(at)) team_.add(counters_ + request_.block_at(at) - first + 1, 1);
     team_.sync();
   }
 
   Team& team_;
   const Request& request_;
+  int* counters_;
   int counted_ = kNowhere;
 };
 
-// Position of the first generated EOS that ends the answer.
+// Position of the first generated token that ends the answer; of any of its end ids, which here count as EOS.
 template <class Team>
 D3LLM_DEVICE int first_eos(Team& team, const Request& request) {
   First mine;
   for (int at = request.prompt + team.rank(); at < request.length; at += team.size()) {
-    if (request.canvas[at] != request.eos_id) continue;
+    if (!request.ends_with(request.canvas[at])) continue;
     mine.position = at;
     break;
   }
@@ -172,6 +173,7 @@ D3LLM_DEVICE Reach open_blocks(Team& team, Request& request, MaskCounts<Team>& c
   if (request.opened != before) request.opened_pass = request.passes;
   request.done = request.failed || !asked.masked;
   request.live_length = request.algorithm == kEntropyThreshold ? request.end_of(request.opened) : request.length;
+  request.window_end = request.live_length;
   if (request.algorithm == kEntropyThreshold || request.algorithm == kLowConfidence)
     return {request.end_of(request.opened), 0};
   Reach mine;
@@ -236,19 +238,26 @@ struct Growth {
   }
 };
 
-// Chooses the window of the next pass. Every pass writes the K/V of its window: to cache a block is to start behind it.
+// Chooses the window of the next pass. Every pass writes the K/V of its window: to cache a block is to start behind it,
+// and far masks are left out by an earlier end. Dream's row before the first one scores that one (spec B.8a).
 template <class Team>
 D3LLM_DEVICE void plan_window(Team& team, Request& request, MaskCounts<Team>& counts, int unfinished) {
   const int young = first_young(team, request, unfinished);
   Growth growth;
   counts.for_each([&](const Block& block) { growth.add(request, block, unfinished, young); });
   growth = team.reduce(growth);
-  const bool grows = growth.end > request.cache_length;
+  const bool grows = request.cached && growth.end > request.cache_length;
   const uint32_t interval = request.refresh_interval, number = static_cast<uint32_t>(request.passes + 1);
   const bool refresh = interval > 0 && number % interval == 0;
-  const bool reuse = request.cached && (grows || !(growth.settling || refresh));
-  request.window_start = reuse ? request.cache_length : 0;
-  if (request.cached && grows) request.cache_length = growth.end;
+  const bool settles = request.cached && request.full_settling && growth.settling;
+  const bool full = number == 1 || (!grows && (refresh || settles));
+  const bool earlier = request.family == kDream && !request.published_shift && request.cache_length > 0;
+  request.window_start = full ? 0 : request.cache_length - earlier;
+  if (!full && request.window_ahead >= 0) {
+    const int64_t ahead = smaller<int64_t>(request.window_ahead, request.length) * request.block_size;
+    request.window_end = static_cast<int>(smaller<int64_t>(request.end_of(request.opened) + ahead, request.length));
+  }
+  if (grows) request.cache_length = growth.end;
 }
 
 // Marks what the next pass may commit, in all `width` positions of the step; returns how many.
@@ -266,10 +275,10 @@ D3LLM_DEVICE int mark_candidates(Team& team, const Request& request, int width, 
 
 // Returns the number of candidates of the next pass.
 template <class Team>
-D3LLM_DEVICE int plan(Team& team, Request& request, int width) {
+D3LLM_DEVICE int plan(Team& team, Request& request, int width, int* counters) {
   const int eos = first_eos(team, request);
   end_at_eos(team, request, eos);
-  MaskCounts<Team> counts(team, request);
+  MaskCounts<Team> counts(team, request, counters);
   const Reach reach = open_blocks(team, request, counts, eos);
   if (request.algorithm == kMultiBlock) plan_window(team, request, counts, reach.unfinished);
   return mark_candidates(team, request, width, reach.limit);

@@ -1,16 +1,8 @@
 // One request as the commit kernel sees it: its settings, its rows of the state, and the arithmetic of its blocks.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-
 #include "d3llm_kernels.h"
-
-#ifdef __CUDACC__
-#define D3LLM_DEVICE __device__ __forceinline__
-#else
-#define D3LLM_DEVICE inline
-#endif
+#include "team.h"
 
 namespace d3llm {
 namespace commit {
@@ -22,16 +14,6 @@ constexpr int64_t kMasked = 0;       // in commit_steps
 enum Algorithm : int { kFullAttnMultiBlock, kEntropyThreshold, kMultiBlock, kLowConfidence };
 enum Family : int { kLlada, kDream };
 
-template <class T>
-D3LLM_DEVICE T smaller(T a, T b) {
-  return b < a ? b : a;
-}
-
-template <class T>
-D3LLM_DEVICE T larger(T a, T b) {
-  return a < b ? b : a;
-}
-
 // Block 0 is the prompt. Everybody in a team holds the same copy; scalars of the progress change in it and are stored
 // once, at the end of the step.
 struct Request {
@@ -42,7 +24,9 @@ struct Request {
   int block_size;
   int num_blocks;
   int64_t mask_id;
-  int64_t eos_id;
+  int64_t eos_id;          // what stands behind the end of the answer; negative without early stop
+  int64_t end_id;          // the first of those that end it
+  const int64_t* end_ids;  // all of them, or NULL where the first is the only one
   float threshold;
   bool by_quota;
   bool cached;
@@ -50,16 +34,21 @@ struct Request {
   double decoded_token_threshold;
   int64_t cache_delay;
   int refresh_interval;
+  bool full_settling;
+  int64_t window_ahead;  // blocks behind the last opened one, negative for all
+  bool published_shift;
   int steps_per_block;
 
   int64_t* canvas;
   int64_t* commit_steps;
+  float* logprobs;
   uint8_t* candidates;
   uint8_t* active;
   uint8_t* block_cached;
   int64_t* done_pass;
   int opened;
   int window_start;
+  int window_end;
   int live_length;
   int cache_length;
   int64_t opened_pass;
@@ -80,6 +69,13 @@ struct Request {
 
   D3LLM_DEVICE bool masked(int position) const { return canvas[position] == mask_id; }
 
+  D3LLM_DEVICE bool ends_with(int64_t token) const {
+    if (token == end_id || end_ids == nullptr) return token == end_id;
+    for (int i = 1; i < D3LLM_END_IDS && end_ids[i] >= 0; ++i)
+      if (end_ids[i] == token) return true;
+    return false;
+  }
+
   // The share of a block that is decoded; in this order in float64, as the published decoders have it.
   D3LLM_DEVICE double share_of(int block, int masks) const {
     const int size = end_of(block) - start_of(block);
@@ -98,6 +94,9 @@ D3LLM_DEVICE void read_settings(const d3llm_commit_params& params, int64_t slot,
   request.block_size = static_cast<int>(smaller<int64_t>(larger<int64_t>(settings.block_size[slot], 1), INT32_MAX));
   request.num_blocks = static_cast<int>(smaller(larger<int64_t>(settings.num_blocks[slot], 0), params.max_seq_len));
   request.eos_id = settings.eos_id[slot];
+  const int64_t* end_ids = settings.end_ids + slot * D3LLM_END_IDS;
+  request.end_id = request.eos_id < 0 ? request.eos_id : end_ids[0];
+  request.end_ids = request.eos_id < 0 || end_ids[1] < 0 ? nullptr : end_ids;
   request.threshold = settings.threshold[slot];
   request.by_quota = settings.by_quota[slot] != 0;
   request.cached = settings.cached[slot] != 0;
@@ -105,6 +104,9 @@ D3LLM_DEVICE void read_settings(const d3llm_commit_params& params, int64_t slot,
   request.decoded_token_threshold = settings.decoded_token_threshold[slot];
   request.cache_delay = settings.cache_delay[slot];
   request.refresh_interval = static_cast<int>(settings.refresh_interval[slot]);
+  request.full_settling = settings.full_settling[slot] != 0;
+  request.window_ahead = settings.window_ahead[slot];
+  request.published_shift = settings.published_shift[slot] != 0;
   request.steps_per_block = static_cast<int>(settings.steps_per_block[slot]);
 }
 
@@ -113,12 +115,14 @@ D3LLM_DEVICE void read_progress(const d3llm_commit_params& params, int64_t slot,
   const int64_t by_position = slot * params.max_seq_len, by_block = slot * (params.max_seq_len + 1);
   request.canvas = progress.canvas + by_position;
   request.commit_steps = progress.commit_steps + by_position;
+  request.logprobs = progress.logprobs + by_position;
   request.candidates = progress.candidates + by_position;
   request.active = progress.active + by_block;
   request.block_cached = progress.block_cached + by_block;
   request.done_pass = progress.done_pass + by_block;
   request.opened = static_cast<int>(progress.opened[slot]);
   request.window_start = static_cast<int>(progress.window_start[slot]);
+  request.window_end = static_cast<int>(progress.window_end[slot]);
   request.live_length = static_cast<int>(progress.live_length[slot]);
   request.cache_length = static_cast<int>(progress.cache_length[slot]);
   request.opened_pass = progress.opened_pass[slot];
@@ -132,6 +136,7 @@ D3LLM_DEVICE void store_progress(const d3llm_commit_params& params, int64_t slot
   progress.opened[slot] = request.opened;
   progress.opened_pass[slot] = request.opened_pass;
   progress.window_start[slot] = request.window_start;
+  progress.window_end[slot] = request.window_end;
   progress.live_length[slot] = request.live_length;
   progress.cache_length[slot] = request.cache_length;
   progress.passes[slot] = request.passes;
@@ -143,7 +148,7 @@ D3LLM_DEVICE void store_summary(int64_t* summary, const Request& request, int nu
   summary[0] = request.done;
   summary[1] = request.failed;
   summary[2] = request.passes;
-  summary[3] = request.live_length - request.window_start;
+  summary[3] = request.window_end - request.window_start;
   summary[4] = num_candidates;
 }
 

@@ -10,16 +10,17 @@ constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 constexpr float kNoEps = 1e-12f;
 
-// A request's window [start, end); empty for a slot that does not exist.
+// A request's window [start, end), which attends to [0, length); empty for a slot that does not exist.
 struct Window {
-  int64_t slot, start, end;
+  int64_t slot, start, end, length;
 };
 
 __device__ Window window_of(const d3llm_gather_params& params, int64_t entry) {
   const int64_t slot = params.slots[entry];
-  if (slot < 0 || slot >= params.num_slots) return {0, 0, 0};
-  const int64_t end = min(max(params.progress.live_length[slot], int64_t{0}), params.width);
-  return {slot, min(max(params.progress.window_start[slot], int64_t{0}), end), end};
+  if (slot < 0 || slot >= params.num_slots) return {0, 0, 0, 0};
+  const int64_t length = min(max(params.progress.live_length[slot], int64_t{0}), params.width);
+  const int64_t end = min(max(params.progress.window_end[slot], int64_t{0}), length);
+  return {slot, min(max(params.progress.window_start[slot], int64_t{0}), end), end, length};
 }
 
 __device__ bool is_candidate(const d3llm_gather_params& params, const Window& window, int64_t position) {
@@ -67,8 +68,10 @@ __device__ void write_token(const d3llm_gather_params& params, int64_t row, int6
 }
 
 struct Candidate {
-  int64_t logit_row, chosen, seed, position, number;
+  int64_t logit_row, chosen, seed, position, number, top_k;
+  double top_p;
   float entropy_eps, temperature;
+  const int64_t* barred;  // or NULL
 };
 
 __device__ void write_candidate(const d3llm_gather_params& params, int64_t row, const Candidate& candidate) {
@@ -80,16 +83,38 @@ __device__ void write_candidate(const d3llm_gather_params& params, int64_t row, 
   params.seed[row] = candidate.seed;
   params.position[row] = candidate.position;
   params.number[row] = candidate.number;
+  params.top_k[row] = candidate.top_k;
+  params.top_p[row] = candidate.top_p;
+  for (int i = 0; i < D3LLM_END_IDS; ++i) {
+    params.barred[row * D3LLM_END_IDS + i] = candidate.barred == nullptr ? -1 : candidate.barred[i];
+  }
+}
+
+// The candidate at `position` of a window, which row `scoring` of the forward pass scores.
+__device__ Candidate candidate_at(const d3llm_gather_params& params, const Window& window, int64_t entry,
+                                  int64_t position, int64_t scoring) {
+  const auto& settings = params.settings;
+  const int64_t slot = window.slot, answered = position - settings.prompt_length[slot];
+  const bool too_early = answered >= 0 && answered < settings.min_tokens[slot];
+  return {scoring,
+          entry * params.width + position,
+          settings.seed[slot],
+          position,
+          params.progress.passes[slot] + 1,
+          settings.top_k[slot],
+          settings.top_p[slot],
+          settings.entropy_eps[slot],
+          settings.temperature[slot],
+          too_early ? settings.end_ids + slot * D3LLM_END_IDS : nullptr};
 }
 
 __device__ void gather_window(const d3llm_gather_params& params, int64_t entry, const Offsets& offsets) {
   const Window window = window_of(params, entry);
   if (threadIdx.x == 0) {
     params.cu_window[entry] = min(offsets.tokens, params.tokens);
-    params.kv_lengths[entry] = window.end;
+    params.kv_lengths[entry] = window.length;
   }
   const int64_t* canvas = params.progress.canvas + window.slot * params.max_seq_len;
-  const auto& settings = params.settings;
   int64_t row = offsets.rows;
   for (int64_t base = window.start; base < window.end; base += kThreads) {
     const int64_t position = base + threadIdx.x;
@@ -101,10 +126,7 @@ __device__ void gather_window(const d3llm_gather_params& params, int64_t entry, 
     const int before = count_before(candidate, total);
     if (candidate) {
       const int64_t scoring = max(position - params.shifted, window.start) - window.start;
-      write_candidate(params, row + before,
-                      {offsets.tokens + scoring, entry * params.width + position, settings.seed[window.slot], position,
-                       params.progress.passes[window.slot] + 1, settings.entropy_eps[window.slot],
-                       settings.temperature[window.slot]});
+      write_candidate(params, row + before, candidate_at(params, window, entry, position, offsets.tokens + scoring));
     }
     row += total;
   }
@@ -114,7 +136,7 @@ __device__ void gather_padding(const d3llm_gather_params& params, const Offsets&
   if (threadIdx.x == 0) params.cu_window[params.batch] = min(offsets.tokens, params.tokens);
   for (int64_t row = offsets.tokens + threadIdx.x; row < params.tokens; row += kThreads) write_token(params, row, 0, 0);
   for (int64_t row = offsets.rows + threadIdx.x; row < params.rows; row += kThreads) {
-    write_candidate(params, row, {0, params.batch * params.width, 0, 0, 0, kNoEps, 0.0f});
+    write_candidate(params, row, {0, params.batch * params.width, 0, 0, 0, 0, 1.0, kNoEps, 0.0f, nullptr});
   }
 }
 

@@ -1,10 +1,10 @@
 // Select: one pass over each row of logits gives its best tokens, entropy and the probability of its token.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "kernels/gumbel.cuh"
+//
+// Rows whose choice is limited take more passes for that (limited_choice.h).
+#include "kernels/block_team.cuh"
 #include "kernels/launch.cuh"
-#include "kernels/numeric.cuh"
+#include "kernels/limited_choice.h"
+#include "kernels/logits_row.cuh"
 #include "kernels/select.h"
 #include "kernels/select_state.cuh"
 
@@ -15,67 +15,14 @@ constexpr int kMaxThreads = 1024;
 constexpr int kLoads = 4;             // in flight per thread, of 16 bytes each
 constexpr float kNegligible = 1e-6f;  // nats that entropy_eps may add up to before it is taken literally
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <typename T>
-__device__ __forceinline__ void unpack_vector(uint4 vector, float (&x)[8]) {
-  const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = unpack<T>(words[i]);
-    x[2 * i] = pair.x;
-    x[2 * i + 1] = pair.y;
-  }
+__device__ Sampler sampler_of(const d3llm_select_params& p, int64_t row) {
+  if (p.temperature == nullptr || !(p.temperature[row] > 0.f)) return {};
+  return {p.temperature[row], sampling_key(p.seed[row], p.position[row], p.number[row])};
 }
 
-template <typename T>
-__device__ __forceinline__ void unpack_vector(uint4 vector, float (&x)[4]) {
-  x[0] = __uint_as_float(vector.x);
-  x[1] = __uint_as_float(vector.y);
-  x[2] = __uint_as_float(vector.z);
-  x[3] = __uint_as_float(vector.w);
+__device__ Limits limits_of(const d3llm_select_params& p, int64_t row) {
+  return {p.top_k == nullptr ? 0 : p.top_k[row], p.top_p == nullptr ? 1.0 : p.top_p[row]};
 }
-
-// A row as whole vectors between a head and a tail of single elements.
-template <typename T>
-struct Row {
-  static constexpr int kSize = 16 / sizeof(T);
-
-  const T* logits;
-  int vocab, mask;
-  int head, vectors;
-
-  __device__ Row(const d3llm_select_params& p, int64_t row)
-      : logits(static_cast<const T*>(p.logits) + row * p.row_stride), vocab(p.vocab_size), mask(p.mask_id) {
-    const auto misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(logits) % 16 / sizeof(T));
-    head = min((kSize - misaligned) % kSize, vocab);
-    vectors = (vocab - head) / kSize;
-  }
-
-  __device__ int tail() const { return head + vectors * kSize; }
-
-  __device__ __forceinline__ void load(int index, float (&x)[kSize]) const {
-    unpack_vector<T>(__ldg(reinterpret_cast<const uint4*>(logits + head) + index), x);
-  }
-};
-
-struct Sampler {
-  float temperature = 0.f;
-  uint64_t key = 0;
-
-  __device__ Sampler(const d3llm_select_params& p, int64_t row) {
-    if (p.temperature == nullptr || !(p.temperature[row] > 0.f)) return;
-    temperature = p.temperature[row];
-    key = sampling_key(p.seed[row], p.position[row], p.number[row]);
-  }
-
-  // Two roundings, as of a product and a sum of tensors.
-  __device__ __forceinline__ float noisy(float x, int id) const {
-    return __fadd_rn(x, __fmul_rn(temperature, gumbel(key, id)));
-  }
-};
 
 template <int kSize>
 __device__ __forceinline__ float largest(const float (&x)[kSize]) {
@@ -93,52 +40,78 @@ __device__ __forceinline__ float largest_but(const float (&x)[kSize], int withou
   return result;
 }
 
-template <bool kSampling, int kSize>
-__device__ __forceinline__ void take(SelectState& state, const float (&x)[kSize], int first, int mask,
-                                     const Sampler& sampler) {
+// The largest value of all lanes of the warp.
+__device__ __forceinline__ float warp_largest(float value) {
+  const auto ordered = [](int bits) {
+    return bits < 0 ? bits ^ INT_MAX : bits;
+  };  // floats as integers that compare alike
+  return __int_as_float(ordered(__reduce_max_sync(~0u, ordered(__float_as_int(value)))));
+}
+
+template <int kSize>
+__device__ __forceinline__ void take(SelectState& state, const float (&x)[kSize], int first, int mask) {
   const float peak = largest(x);
   const auto masked = static_cast<unsigned>(mask - first);
   state.greedy.offer(masked < kSize ? largest_but(x, masked) : peak, first);
   state.softmax.make_room(peak);
 #pragma unroll
   for (int i = 0; i < kSize; ++i) state.softmax.add(x[i]);
-  if constexpr (kSampling) {
+}
+
+// Few tokens are not lost before their noise is computed: those are read again, one after the other.
+template <typename T, int kSize>
+__device__ __forceinline__ void race(Race& race, const float (&x)[kSize], int first, const Row<T>& row,
+                                     const Sampler& sampler) {
+  if (race.is_lost(sampler, largest(x))) return;
+  unsigned entering = 0;
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      if (i != masked) state.sampled.offer(sampler.noisy(x[i], first + i), first + i);
-    }
+  for (int i = 0; i < kSize; ++i) entering |= static_cast<unsigned>(!race.is_lost(sampler, x[i], first + i)) << i;
+  for (; entering != 0; entering &= entering - 1) {
+    const int id = first + __ffs(entering) - 1;
+    if (id != row.mask) race.enter(sampler, row.at(id), id);
   }
 }
 
-template <typename T, bool kSampling>
-__device__ __forceinline__ void take_element(SelectState& state, const Row<T>& row, int id, const Sampler& sampler) {
-  const float x[1] = {to_float(row.logits[id])};
-  take<kSampling>(state, x, id, row.mask, sampler);
+template <bool kSampling, typename T, int kSize>
+__device__ __forceinline__ void take(SelectState& state, const float (&x)[kSize], int first, const Row<T>& row,
+                                     const Sampler& sampler) {
+  take(state, x, first, row.mask);
+  if constexpr (kSampling) race(state.race, x, first, row, sampler);
 }
 
-template <typename T, bool kSampling>
+template <bool kSampling, typename T>
+__device__ __forceinline__ void take_element(SelectState& state, const Row<T>& row, int id, const Sampler& sampler) {
+  const float x[1] = {row.at(id)};
+  take<kSampling>(state, x, id, row, sampler);
+}
+
+// The loop is the same for all lanes of a warp, as they share what the race has reached.
+template <bool kSampling, typename T>
 __device__ __forceinline__ SelectState scan(const Row<T>& row, const Sampler& sampler) {
   constexpr int kSize = Row<T>::kSize;
+  const int lane = threadIdx.x % 32;
   SelectState state;
-  if (threadIdx.x < row.head) take_element<T, kSampling>(state, row, threadIdx.x, sampler);
+  if (threadIdx.x < row.head) take_element<kSampling>(state, row, threadIdx.x, sampler);
   const auto* vectors = reinterpret_cast<const uint4*>(row.logits + row.head);
-  for (int index = threadIdx.x; index < row.vectors; index += kLoads * blockDim.x) {
+  for (int start = threadIdx.x - lane; start < row.vectors; start += kLoads * blockDim.x) {
     uint4 loaded[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      loaded[i] = __ldg(vectors + min(index + i * static_cast<int>(blockDim.x), row.vectors - 1));
+      loaded[i] = __ldg(vectors + min(start + lane + i * static_cast<int>(blockDim.x), row.vectors - 1));
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int at = index + i * blockDim.x;
-      if (at >= row.vectors) break;
-      float x[kSize];
-      unpack_vector<T>(loaded[i], x);
-      take<kSampling>(state, x, row.head + at * kSize, row.mask, sampler);
+      const int at = start + lane + i * blockDim.x;
+      if (at < row.vectors) {
+        float x[kSize];
+        unpack_vector<T>(loaded[i], x);
+        take<kSampling>(state, x, row.head + at * kSize, row, sampler);
+      }
+      if constexpr (kSampling) state.race.bound = warp_largest(state.race.bound);
     }
   }
   const int last = row.tail() + threadIdx.x;
-  if (last < row.vocab) take_element<T, kSampling>(state, row, last, sampler);
+  if (last < row.vocab) take_element<kSampling>(state, row, last, sampler);
   return state;
 }
 
@@ -155,15 +128,30 @@ __device__ void merge_block(SelectState& state) {
 
 // The first element with the score in the vector that starts at best.id; without one the lowest id but the mask's.
 template <typename T>
-__device__ int locate(const Row<T>& row, const Best& best) {
+__device__ int locate(const Row<T>& row, const Best<float>& best) {
   if (best.id == INT_MAX) return row.mask == 0;
   int found = best.id;
 #pragma unroll
   for (int i = Row<T>::kSize - 1; i >= 0; --i) {
     const int id = best.id + i;
-    if (id < row.vocab && id != row.mask && to_float(row.logits[id]) == best.score) found = id;
+    if (id < row.vocab && id != row.mask && row.at(id) == best.score) found = id;
   }
   return found;
+}
+
+template <typename T>
+__device__ Choice choice_of(const Row<T>& row, const SelectState& state) {
+  const int greedy = locate(row, state.greedy), sampled = state.race.best.id;
+  return {greedy, sampled == INT_MAX ? greedy : sampled};
+}
+
+// A function of its own, so that it takes no registers from the pass over other rows.
+__device__ __noinline__ Choice limited_choice(const d3llm_select_params& p, int greedy) {
+  using Team = BlockTeam<kMaxThreads, false>;
+  __shared__ Exchange<kMaxThreads> exchange;
+  __shared__ NucleusMemory memory;
+  Team team(exchange);
+  return choose(team, memory, AnyRow(p, blockIdx.x), sampler_of(p, blockIdx.x), limits_of(p, blockIdx.x), greedy);
 }
 
 __device__ float sum_block(float value) {
@@ -187,7 +175,7 @@ __device__ float literal_entropy(const Row<T>& row, const Softmax& softmax, floa
     const float p = fast_exp2(fmaf(x, kLog2e, -softmax.shift)) * share;
     total = fmaf(p, __log2f(p + eps), total);
   };
-  if (threadIdx.x < row.head) add(to_float(row.logits[threadIdx.x]));
+  if (threadIdx.x < row.head) add(row.at(threadIdx.x));
   for (int index = threadIdx.x; index < row.vectors; index += blockDim.x) {
     float x[kSize];
     row.load(index, x);
@@ -195,37 +183,41 @@ __device__ float literal_entropy(const Row<T>& row, const Softmax& softmax, floa
     for (int i = 0; i < kSize; ++i) add(x[i]);
   }
   const int last = row.tail() + threadIdx.x;
-  if (last < row.vocab) add(to_float(row.logits[last]));
+  if (last < row.vocab) add(row.at(last));
   return -kLn2 * sum_block(total);
 }
 
 template <typename T>
-__device__ void write_tokens(const d3llm_select_params& p, const Row<T>& row, const SelectState& state, bool sampling) {
-  const int greedy = locate(row, state.greedy);
-  const int unlikely = state.sampled.id == INT_MAX ? greedy : state.sampled.id;
-  const int sampled = sampling ? unlikely : greedy;
-  p.greedy[blockIdx.x] = greedy;
-  p.sampled[blockIdx.x] = sampled;
-  p.confidence[blockIdx.x] = state.softmax.probability(to_float(row.logits[sampled]));
+__device__ void write_tokens(const d3llm_select_params& p, const Row<T>& row, const Softmax& softmax, Choice choice) {
+  const float sampled = row.at(choice.sampled);
+  p.greedy[blockIdx.x] = choice.greedy;
+  p.sampled[blockIdx.x] = choice.sampled;
+  p.confidence[blockIdx.x] = softmax.probability(sampled);
+  p.logprob[blockIdx.x] = softmax.log_probability(sampled);
+  p.greedy_logprob[blockIdx.x] = softmax.log_probability(row.at(choice.greedy));
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kMaxThreads) select_kernel(const d3llm_select_params p) {
+__global__ void __launch_bounds__(kMaxThreads) select_kernel(const __grid_constant__ d3llm_select_params p) {
   wait_for_previous_kernel();
-  __shared__ Softmax of_row;
+  __shared__ Softmax softmax;
+  __shared__ Choice choice;
   const Row<T> row(p, blockIdx.x);
-  const Sampler sampler(p, blockIdx.x);
+  const Sampler sampler = sampler_of(p, blockIdx.x);
   const bool sampling = sampler.temperature > 0.f;
-  SelectState state = sampling ? scan<T, true>(row, sampler) : scan<T, false>(row, sampler);
+  const bool limited = Barred(p, blockIdx.x).others != nullptr || (sampling && limits_of(p, blockIdx.x).any());
+  SelectState state = sampling && !limited ? scan<true>(row, sampler) : scan<false>(row, sampler);
   merge_block(state);
   if (threadIdx.x == 0) {
-    write_tokens(p, row, state, sampling);
-    of_row = state.softmax;
+    softmax = state.softmax;
+    choice = choice_of(row, state);
   }
   const float eps = p.entropy_eps[blockIdx.x];
   const bool literal = eps * p.vocab_size > kNegligible;
   __syncthreads();
-  const float entropy = literal ? literal_entropy(row, of_row, eps) : of_row.entropy();
+  const Choice chosen = limited ? limited_choice(p, choice.greedy) : choice;
+  if (threadIdx.x == 0) write_tokens(p, row, softmax, chosen);
+  const float entropy = literal ? literal_entropy(row, softmax, eps) : softmax.entropy();
   if (threadIdx.x == 0) p.entropy[blockIdx.x] = entropy;
 }
 

@@ -1,20 +1,11 @@
 // What one pass over logits keeps: a softmax with its entropy, and the best tokens. States of parts of a row merge.
 #pragma once
 
-#include <climits>
-#include <cstdint>
+#include "race.h"
 
 namespace d3llm {
 
-constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kInfinity = __builtin_huge_valf();
-
-__device__ __forceinline__ float fast_exp2(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 // Sums over e = exp2(y), y = x log2(e) - shift. H = ln(sum e) - ln2 * (sum e y) / (sum e), whatever the shift is.
 struct Softmax {
@@ -67,44 +58,29 @@ struct Softmax {
   __device__ float entropy() const { return kLn2 * (log2f(sum) - weighted / sum); }
 
   __device__ float probability(float x) const { return fast_exp2(fmaf(x, kLog2e, -shift)) / sum; }
+
+  __device__ float log_probability(float x) const { return kLn2 * (fmaf(x, kLog2e, -shift) - log2f(sum)); }
 };
 
-// The largest score and its id; of equals the lowest id. NaN and -inf are never taken.
-struct Best {
-  float score = -kInfinity;
-  int id = INT_MAX;
-
-  // For ids in ascending order.
-  __device__ __forceinline__ void offer(float other, int other_id) {
-    if (other > score) {
-      score = other;
-      id = other_id;
-    }
-  }
-
-  __device__ void merge(const Best& other) {
-    if (other.score > score || (other.score == score && other.id < id)) *this = other;
-  }
-
-  __device__ Best from_lane(int distance) const {
-    return {__shfl_down_sync(~0u, score, distance), __shfl_down_sync(~0u, id, distance)};
-  }
-};
+template <class Score>
+__device__ Best<Score> from_lane(const Best<Score>& best, int distance) {
+  return {__shfl_down_sync(~0u, best.score, distance), __shfl_down_sync(~0u, best.id, distance)};
+}
 
 struct SelectState {
   Softmax softmax;
-  Best greedy;  // its id is that of the first element of the vector that has the score
-  Best sampled;
+  Best<float> greedy;  // its id is that of the first element of the vector that has the score
+  Race race;
 
   __device__ void merge(const SelectState& other) {
     softmax.merge(other.softmax);
     greedy.merge(other.greedy);
-    sampled.merge(other.sampled);
+    race.best.merge(other.race.best);
   }
 
   __device__ void merge_warp() {
     for (int distance = 16; distance > 0; distance /= 2) {
-      merge({softmax.from_lane(distance), greedy.from_lane(distance), sampled.from_lane(distance)});
+      merge({softmax.from_lane(distance), from_lane(greedy, distance), {from_lane(race.best, distance)}});
     }
   }
 };

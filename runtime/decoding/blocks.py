@@ -16,7 +16,7 @@ class Blocks:
 
     ``of_position[B, W]`` is each position's block (K behind the canvas's end); ``masks``, ``end`` and the float64
     ``progress`` are ``[B, K]``; ``masked[B, W]`` are the masked positions; ``first_eos[B]`` is the first generated
-    EOS, or W if there is none.
+    EOS, which is any of a request's end ids, or W if there is none.
     """
 
     of_position: Tensor
@@ -54,8 +54,8 @@ def first_eos(settings: RequestSettings, canvas: Tensor) -> Tensor:
     """Position of the first generated EOS that ends the answer, or W if there is none: ``[B]`` of ``canvas[B, W]``."""
     at = torch.arange(canvas.shape[1], device=canvas.device)
     generated = (at >= settings.prompt_length[:, None]) & (at < settings.length[:, None])
-    ends = generated & (canvas == settings.eos_id[:, None])
-    return torch.where(ends, at, canvas.shape[1]).amin(1)
+    ends = (canvas[:, :, None] == settings.end_ids[:, None]).any(2) & (settings.eos_id[:, None] >= 0)
+    return torch.where(generated & ends, at, canvas.shape[1]).amin(1)
 
 
 def count_blocks(settings: RequestSettings, canvas: Tensor, count: int, mask_id: int) -> Blocks:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.model.config import Family
-from d3llm_trt.settings import from_mapping, is_integer, is_number, read_settings_file, require, use_plain_values
+from d3llm_trt.settings import from_mapping, is_integer, is_number, make_plain, read_settings_file, require
 
 ALGORITHMS = ("FullAttnMultiBlock", "EntropyThreshold", "MultiBlock", "LowConfidence")
 AUTO: Literal["auto"] = "auto"
@@ -39,7 +39,14 @@ class DecodingConfig:
         decoded_token_threshold: share of a block that must be decoded before the next block is fully activated.
         cache_delay_iter: ``MultiBlock`` only: passes a finished block waits before its K/V are reused; ``None``
             never reuses any.
-        refresh_interval: ``MultiBlock`` with cache only: a full pass every so many passes; ``None`` never.
+        refresh_interval: ``MultiBlock`` with cache or ``window_ahead`` only: a full pass every so many passes; ``None``
+            never.
+        full_settling: ``MultiBlock`` with cache only: passes are full while a finished block waits for its delay;
+            False starts them behind the cache like any other (B.8a).
+        window_ahead: ``MultiBlock`` only: a pass that is not full ends so many blocks behind the last opened one, so
+            that masks further away keep their K/V of the last full pass; ``None`` runs to the end (B.8a).
+        published_shift: ``MultiBlock`` with cache, Dream only: score the first position behind the cache by its own
+            row, as published, instead of by the row before (B.8a).
         early_stop: stop once the answer's first EOS is certain.
         steps: ``LowConfidence`` only: passes for the whole answer; ``None`` commits one token per pass.
     """
@@ -51,11 +58,14 @@ class DecodingConfig:
     decoded_token_threshold: float = 0.95
     cache_delay_iter: int | None = None
     refresh_interval: int | None = None
+    full_settling: bool = True
+    window_ahead: int | None = None
+    published_shift: bool = False
     early_stop: bool = True
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        use_plain_values(self)
+        make_plain(self)
         require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
         require(_in_range(self.block_size, 1), "block_size", self.block_size, f"an integer in 1..{LARGEST}")
         require(
@@ -67,15 +77,22 @@ class DecodingConfig:
             is_number(self.decoded_token_threshold) and self.decoded_token_threshold <= 1.0,
             "decoded_token_threshold", self.decoded_token_threshold, "a number of at most 1.0",
         )  # fmt: skip
-        for name, low in (("cache_delay_iter", 0), ("refresh_interval", 1), ("steps", 1)):
+        for name, low in (("cache_delay_iter", 0), ("refresh_interval", 1), ("window_ahead", 0), ("steps", 1)):
             value = getattr(self, name)
             require(value is None or _in_range(value, low), name, value, f"None or an integer in {low}..{LARGEST}")
-        require(isinstance(self.early_stop, bool), "early_stop", self.early_stop, "True or False")
+        for name in ("early_stop", "full_settling", "published_shift"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         self._require_used("cache_delay_iter", "MultiBlock")
         self._require_used("refresh_interval", "MultiBlock")
+        self._require_used("window_ahead", "MultiBlock")
         self._require_used("steps", "LowConfidence")
-        if self.refresh_interval is not None and self.cache_delay_iter is None:
-            raise ConfigError("refresh_interval needs cache_delay_iter: without a KV cache there is nothing to refresh")
+        if self.refresh_interval is not None and self.cache_delay_iter is None and self.window_ahead is None:
+            raise ConfigError(
+                "refresh_interval needs cache_delay_iter or window_ahead: without them every pass is a full one"
+            )
+        for name, value in (("full_settling", False), ("published_shift", True)):
+            if getattr(self, name) is value and self.cache_delay_iter is None:
+                raise ConfigError(f"{name} is {value!r}, which needs cache_delay_iter; set it, or leave out {name}")
 
     def _require_used(self, name: str, algorithm: str) -> None:
         value = getattr(self, name)
@@ -93,8 +110,8 @@ class DecodingConfig:
         return self.from_dict({**vars(self), **changes})
 
     def num_blocks(self, max_tokens: int) -> int:
-        """Blocks of an answer of ``max_tokens`` positions."""
-        return math.ceil(max_tokens / self.block_size)
+        """Blocks of an answer of ``max_tokens`` positions; an empty answer is one empty block."""
+        return max(1, math.ceil(max_tokens / self.block_size))
 
     def steps_per_block(self, max_tokens: int) -> int:
         """Passes for each block of an answer, or 0 for one token per pass.

@@ -10,10 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from d3llm_trt.errors import RequestError
 from d3llm_trt.model.config import Family, ModelConfig
 from d3llm_trt.plugins.reference import COARSE_EPS, FINE_EPS
-from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings, dtype_of, extent_of, shape_of
-from d3llm_trt.runtime.decoding.config import ALGORITHMS
+from d3llm_trt.plugins.state_fields import END_IDS, RequestProgress, RequestSettings, dtype_of, extent_of, shape_of
+from d3llm_trt.runtime.decoding.config import ALGORITHMS, LARGEST
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 
 NO_TOKEN = -1  # matches no id on a canvas
@@ -84,7 +85,14 @@ class DecodingState:
     def same_progress(self, other: DecodingState) -> bool:
         """Whether every value of the progress is that of ``other``; waits for the device."""
         names = (item.name for item in fields(RequestProgress))
-        return all(torch.equal(getattr(self.progress, name), getattr(other.progress, name)) for name in names)
+        return all(_same(getattr(self.progress, name), getattr(other.progress, name)) for name in names)
+
+
+def _same(values: Tensor, others: Tensor) -> bool:
+    """Whether all values are the same, NaN too."""
+    if values.is_floating_point():
+        values, others = values.nan_to_num(nan=torch.inf), others.nan_to_num(nan=torch.inf)
+    return torch.equal(values, others)
 
 
 def _mapped(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
@@ -96,13 +104,14 @@ def new_request(
 ) -> tuple[RequestSettings, RequestProgress]:
     """One row of settings and progress on the CPU: the prompt, then ``max_tokens`` masks.
 
-    Raises RequestError where settings do not fit each other or the length of the answer.
+    A seed that is None counts as 0. Raises RequestError where settings do not fit each other, the model or the length
+    of the answer.
     """
     prompt, decoding, family = len(prompt_token_ids), params.decoding, config.family
     blocks = decoding.num_blocks(params.num_tokens)
     threshold = decoding.threshold_for(family)
-    stops = decoding.early_stop and not params.ignore_eos
-    end_id = config.eos_token_id if params.end_id is None else params.end_id
+    ends = end_ids_of(config, params)
+    filling = config.eos_token_id if params.end_id is None else params.end_id
     settings = _one_row(
         RequestSettings,
         algorithm=ALGORITHMS.index(decoding.algorithm),
@@ -110,7 +119,9 @@ def new_request(
         length=prompt + params.num_tokens,
         block_size=decoding.block_size,
         num_blocks=blocks,
-        eos_id=end_id if stops else NO_TOKEN,
+        eos_id=filling if decoding.early_stop and ends else NO_TOKEN,
+        end_ids=[*ends, *[NO_TOKEN] * (END_IDS - len(ends))],
+        min_tokens=params.min_tokens,
         threshold=math.inf if threshold is None else threshold,
         by_quota=decoding.algorithm == "LowConfidence" and threshold is None,
         entropy_eps=_entropy_eps(decoding.algorithm, family),
@@ -119,12 +130,32 @@ def new_request(
         cached=decoding.cache_delay_iter is not None,
         cache_delay=decoding.cache_delay_iter or 0,
         refresh_interval=decoding.refresh_interval or 0,
+        full_settling=decoding.full_settling,
+        window_ahead=-1 if decoding.window_ahead is None else decoding.window_ahead,
+        published_shift=decoding.published_shift,
         steps_per_block=decoding.steps_per_block(params.num_tokens),
         temperature=params.temperature,
-        seed=params.seed,
+        top_k=max(0, min(params.top_k, LARGEST)),
+        top_p=params.top_p,
+        seed=params.seed or 0,
     )
     canvas = [*prompt_token_ids, *[config.mask_token_id] * params.num_tokens]
     return settings, _new_progress(config, canvas, prompt, blocks)
+
+
+def end_ids_of(config: ModelConfig, params: SamplingParams) -> tuple[int, ...]:
+    """What ends the answer of a request: the model's end ids or the one that replaces them, and those it adds.
+
+    Raises RequestError if there are more than the state holds.
+    """
+    own = config.end_token_ids if params.end_id is None else (params.end_id,)
+    ids = tuple(dict.fromkeys([*(() if params.ignore_eos else own), *params.stop_token_ids]))
+    if len(ids) > END_IDS:
+        raise RequestError(
+            f"the end ids {[*own]} and stop_token_ids {[*params.stop_token_ids]} are {len(ids)} ids; allowed: at most "
+            f"{END_IDS} together; leave some out, or replace the first ones by end_id"
+        )
+    return ids
 
 
 def _entropy_eps(algorithm: str, family: Family) -> float:
@@ -140,6 +171,7 @@ def _new_progress(config: ModelConfig, canvas: Sequence[int], prompt: int, block
         RequestProgress,
         canvas=canvas,
         commit_steps=[MASKED if mask else GIVEN for mask in masked],
+        logprobs=[0.0] * len(canvas),
         candidates=[False] * len(canvas),
         active=[True, True, *behind_first],
         block_cached=[False] * (blocks + 1),
@@ -147,6 +179,7 @@ def _new_progress(config: ModelConfig, canvas: Sequence[int], prompt: int, block
         opened=1,
         opened_pass=0,
         window_start=0,
+        window_end=len(canvas),
         live_length=len(canvas),
         cache_length=0,
         passes=0,

@@ -72,12 +72,16 @@ class TensorSizes(StepSizes):
         blocks: blocks of the request that has most of them, the prompt included.
         algorithms: those of the requests.
         sampling: whether any request has a temperature above 0.
+        limited: whether any of these has top_k or top_p.
+        barring: whether any request has min_tokens.
     """
 
     width: int
     blocks: int
     algorithms: tuple[str, ...]
     sampling: bool
+    limited: bool = False
+    barring: bool = False
 
 
 def advance(
@@ -114,6 +118,7 @@ def plan_pass(
         opened_pass=torch.where(opening.opened == progress.opened, progress.opened_pass, progress.passes),
         active=opening.active,
         live_length=opening.live_length,
+        window_end=opening.live_length,
         done=progress.failed | ~blocks.masked.any(1),
     )
     if "MultiBlock" in algorithms:
@@ -156,12 +161,16 @@ def commit(
         {name: IMPLEMENTATIONS[name].accept(config.family, settings, progress, blocks, scores) for name in algorithms},
     )
     number = progress.passes + 1
-    canvas = torch.where(choice.sampled, _dense(chosen, selected.sampled, shape, 0), progress.canvas)
-    canvas = torch.where(choice.greedy & ~choice.sampled, _dense(chosen, selected.greedy, shape, 0), canvas)
+
+    def committed(sampled: Tensor, greedy: Tensor, before: Tensor) -> Tensor:
+        after = torch.where(choice.sampled, _dense(chosen, sampled, shape, 0), before)
+        return torch.where(choice.greedy & ~choice.sampled, _dense(chosen, greedy, shape, 0), after)
+
     return replace(
         progress,
-        canvas=canvas,
+        canvas=committed(selected.sampled, selected.greedy, progress.canvas),
         commit_steps=torch.where(choice.sampled | choice.greedy, number[:, None], progress.commit_steps),
+        logprobs=committed(selected.logprob, selected.greedy_logprob, progress.logprobs),
         passes=number,
         failed=progress.failed | (progress.candidates & ~scores.entropy.isfinite()).any(1),
     )
@@ -195,7 +204,7 @@ def _dense(chosen: Tensor, values: Tensor, shape: torch.Size, elsewhere: float) 
 
 def summarize(progress: RequestProgress) -> Tensor:
     """What the host needs to know, ``[B, 5]``, in one tensor so that it takes one copy."""
-    window = progress.live_length - progress.window_start
+    window = progress.window_end - progress.window_start
     parts = (progress.done, progress.failed, progress.passes, window, progress.candidates.sum(1))
     return torch.stack([part.long() for part in parts], dim=1)
 

@@ -1,7 +1,7 @@
-"""KV windows: when a finished block's keys and values are reused instead of computed (spec B.4, B.5).
+"""Windows: which positions a pass computes, where others keep the keys and values of earlier passes (spec B.4 to B.8a).
 
-Every pass writes the K/V of its window, so to cache a block is to start later windows behind it. Our clean version of
-the published decoders: the cache is always cut at its logical length.
+Every pass writes the K/V of its window, so to cache a block is to start later windows behind it, and to leave far masks
+out is to end them earlier. Our clean version of the published decoders: the cache is always cut at its logical length.
 """
 
 from __future__ import annotations
@@ -30,21 +30,35 @@ def plan_window(
     progress = _retire_behind_eos(family, number, before, progress, blocks)
     done_pass, ready = _scan(family, settings, progress, blocks, number)
     grown = torch.where(ready, blocks.end, 0).amax(1).clamp(min=0)
-    grows = grown > length
+    grows = settings.cached & (grown > length)
     block_cached = progress.block_cached | ready
     opened = blocks.numbers <= progress.opened[:, None]
     settling = (opened & (blocks.masks == 0) & (done_pass != NO_PASS) & ~block_cached).any(1)
     interval = settings.refresh_interval
     refresh = (interval > 0) & (number % interval.clamp(min=1) == 0)
-    reuse = settings.cached & (grows | ~(settling | refresh))
+    full = (number == 1) | (~grows & (refresh | (settling & settings.cached & settings.full_settling)))
     mine = settings.algorithm == ALGORITHMS.index("MultiBlock")
     return replace(
         progress,
         block_cached=torch.where(mine[:, None], block_cached, before.block_cached),
         done_pass=torch.where(mine[:, None], done_pass, before.done_pass),
-        window_start=torch.where(mine, torch.where(reuse, length, 0), before.window_start),
-        cache_length=torch.where(mine & settings.cached & grows, grown, length),
+        window_start=torch.where(mine, _start(family, settings, length, full), before.window_start),
+        window_end=torch.where(mine, _end(settings, progress, blocks, full), progress.window_end),
+        cache_length=torch.where(mine & grows, grown, length),
     )
+
+
+def _start(family: Family, settings: RequestSettings, length: Tensor, full: Tensor) -> Tensor:
+    """Where windows start that reuse ``length[B]`` positions: Dream's row before scores the first of them."""
+    earlier = (length > 0) & ~settings.published_shift if family == "dream" else torch.zeros_like(full)
+    return torch.where(full, 0, length - earlier.long())
+
+
+def _end(settings: RequestSettings, progress: RequestProgress, blocks: Blocks, full: Tensor) -> Tensor:
+    """Where windows end that leave out what is far behind the last opened block."""
+    ahead = settings.window_ahead.clamp(max=settings.length.amax()) * settings.block_size
+    near = torch.minimum(blocks.end_of(progress.opened) + ahead, settings.length)
+    return torch.where(full | (settings.window_ahead < 0), settings.length, near)
 
 
 def _retire_behind_eos(

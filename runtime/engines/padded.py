@@ -28,13 +28,21 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """Window number ``index`` of a batch: packed rows from ``row`` on, positions ``[start, start + length)``."""
+    """Window number ``index`` of a batch: packed rows from ``row`` on, positions ``[start, start + length)``.
+
+    It attends to ``[0, kv_length)``.
+    """
 
     index: int
     slot: int
     row: int
     start: int
     length: int
+    kv_length: int
+
+    def has_room(self, width: int, capacity: int) -> bool:
+        """Whether it can be padded to ``width`` rows, whose K/V would be written behind it."""
+        return self.start + width <= capacity and (width == self.length or self.start + self.length == self.kv_length)
 
 
 class PaddedEngine:
@@ -92,7 +100,7 @@ class PaddedEngine:
             tensors["token_ids"][line, : window.length] = batch.token_ids[packed]
             tensors["positions"][line] = torch.arange(window.start, window.start + width, device=device)
             tensors["window_starts"][line] = window.start
-            tensors["kv_lengths"][line] = window.start + window.length
+            tensors["kv_lengths"][line] = window.kv_length
         self._session.run({**tensors, **self._caches(first, slots)})
         return tensors["logits"][: len(rows)]
 
@@ -106,12 +114,15 @@ class PaddedEngine:
 
 
 def plan_runs(windows: Sequence[Window], capacity: int) -> list[list[Window]]:
-    """Neighbouring windows together, as long as the longest of a run fits behind the start of each: in slot order."""
+    """Neighbouring windows together, in slot order, as long as the longest of a run fits behind the start of each.
+
+    Padding writes K/V behind a window, so one with live positions there must be as long as the longest.
+    """
     runs: list[list[Window]] = []
     for window in windows:
         together = [*runs[-1], window] if runs else []
         width = max((other.length for other in together), default=0)
-        if together and all(other.start + width <= capacity for other in together):
+        if together and all(other.has_room(width, capacity) for other in together):
             runs[-1].append(window)
         else:
             runs.append([window])
@@ -119,9 +130,9 @@ def plan_runs(windows: Sequence[Window], capacity: int) -> list[list[Window]]:
 
 
 def _windows(batch: ForwardBatch) -> list[Window]:
-    edges, slots, ends = batch.cu_window.tolist(), batch.slots.tolist(), batch.kv_lengths.tolist()
-    lengths = [high - low for low, high in itertools.pairwise(edges)]
+    edges, slots, kv_lengths = batch.cu_window.tolist(), batch.slots.tolist(), batch.kv_lengths.tolist()
+    starts = batch.positions[batch.cu_window[:-1].clamp(max=len(batch.positions) - 1)].tolist()
     return [
-        Window(index, slot, edges[index], end - length, length)
-        for index, (slot, length, end) in enumerate(zip(slots, lengths, ends, strict=True))
+        Window(index, slots[index], low, starts[index], high - low, kv_lengths[index])
+        for index, (low, high) in enumerate(itertools.pairwise(edges))
     ]

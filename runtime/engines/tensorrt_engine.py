@@ -21,7 +21,9 @@ def load_tensorrt_engine(directory: Path, manifest: Manifest, spec: EngineSpec) 
     """The engine in a verified directory. Raises EngineError on a machine or GPU that cannot run its plan."""
     if spec.device.type != "cuda":
         raise EngineError(f"a {manifest.backend} plan needs an NVIDIA GPU; for the CPU build with --backend torch")
-    trt = load_tensorrt(manifest.backend)
+    options = manifest.build_config.tensorrt
+    assert options is not None
+    trt = load_tensorrt(manifest.backend, lean=options.version_compatible)
     engine = open_plan(trt, directory, manifest, spec.device)
     rtx = manifest.backend == "tensorrt-rtx"
     cache = directory.with_name(f"{directory.name}.rtx-cache") if rtx else None

@@ -1,10 +1,11 @@
 """A TensorRT plan on a GPU: checked, deserialized or refitted, and run with torch's memory on torch's stream.
 
-Written against TensorRT's documented API and tested with a recording double; not run on a GPU so far.
+Every use of TensorRT is checked against its own bindings, of 10.15.1, 11.0 and 11.4.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ from d3llm_trt.files import replace_file
 from d3llm_trt.gpus import AMPERE, capability_name
 from d3llm_trt.manifest import PLAN_FILE, REBUILD, WEIGHTS_FILE, Manifest, PluginFacts
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library, load_plugin
-from d3llm_trt.tensorrt_module import tensorrt_dtype
+from d3llm_trt.tensorrt_module import PACKAGES, tensorrt_dtype, version_numbers
+from d3llm_trt.tensorrt_objects import Messages, make_messages, make_object
 
 ALIGNMENT = 256
 
@@ -28,32 +30,45 @@ ALIGNMENT = 256
 def open_plan(trt: Any, directory: Path, manifest: Manifest, device: torch.device) -> Any:
     """The engine of a verified directory, refitted if its plan has no weights. Raises EngineError with what to do."""
     check_fits(trt.__version__, torch.cuda.get_device_capability(device), manifest)
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    runtime, messages = make_runtime(trt)
     if manifest.plugin is not None:
         load_checked_plugin(runtime.get_plugin_registry(), manifest.plugin)
     options = manifest.build_config.plan
     if options.version_compatible:
         # Such a plan brings the code that runs it; its checksum was verified.
         runtime.engine_host_code_allowed = True
-    with torch.cuda.device(device):
+    messages.errors.clear()
+    with on_device(device):
         engine = runtime.deserialize_cuda_engine((directory / PLAN_FILE).read_bytes())
         if engine is None:
-            raise EngineError(f"{directory / PLAN_FILE}: TensorRT cannot load it; {REBUILD} on this machine")
+            why = f"TensorRT {trt.__version__} cannot load it: {messages.last_errors()}"
+            raise EngineError(f"{directory / PLAN_FILE}: {why}; {REBUILD} on this machine")
         if options.strip_weights:
-            refit(trt, engine, directory / WEIGHTS_FILE)
+            refit(trt, engine, directory / WEIGHTS_FILE, messages)
         if options.weight_streaming:
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     return engine
+
+
+def make_runtime(trt: Any) -> tuple[Any, Messages]:
+    """A runtime and the messages it gives, which are printed too. Raises EngineError where TensorRT makes none."""
+    messages = make_messages(trt, trt.Logger(trt.Logger.WARNING))
+    runtime = make_object(trt.Runtime, messages)
+    if runtime is None:
+        fix = "update the NVIDIA driver, or install a TensorRT for its CUDA version"
+        raise EngineError(f"TensorRT {trt.__version__} gave no runtime: {messages.last_errors()}; {fix}")
+    return runtime, messages
 
 
 def check_fits(version: str, capability: tuple[int, int], manifest: Manifest) -> None:
     """Raise EngineError unless a plan runs with this TensorRT on this GPU."""
     options, here = manifest.build_config.plan, capability_name(capability)
     built = manifest.backend_version
-    newer_is_fine = options.version_compatible and _numbers(version) >= _numbers(built)
+    newer_is_fine = options.version_compatible and version_numbers(version) >= version_numbers(built)
     if version != built and not newer_is_fine:
+        install = f"install {PACKAGES[manifest.backend].name} {built}"
         raise EngineError(
-            f"the plan was built with TensorRT {built}, and this is {version}; {REBUILD}, or install {built}"
+            f"the plan was built with TensorRT {built}, and {version} is installed; {install}, or {REBUILD}"
         )
     compatible = options.hardware_compatible and capability >= AMPERE
     if manifest.compute_capabilities and here not in manifest.compute_capabilities and not compatible:
@@ -81,15 +96,13 @@ def load_checked_plugin(registry: Any, wanted: PluginFacts) -> None:
         raise EngineError(f"the plan needs plugin library {wanted.version}: {error}") from error
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
-
-
-def refit(trt: Any, engine: Any, path: Path) -> None:
-    """Give a stripped plan its weights, which are named as in ``path``."""
+def refit(trt: Any, engine: Any, path: Path, messages: Messages) -> None:
+    """Give a stripped plan its weights, which are named as in ``path``; ``messages`` are the runtime's."""
     from safetensors import safe_open
 
-    refitter = trt.Refitter(engine, trt.Logger(trt.Logger.WARNING))
+    refitter = make_object(functools.partial(trt.Refitter, engine), messages)
+    if refitter is None:
+        raise EngineError(f"{path}: TensorRT takes no weights for the plan: {messages.last_errors()}; {REBUILD}")
     kept = []
     with safe_open(path, framework="pt") as file:
         for name in refitter.get_all_weights():
@@ -99,11 +112,11 @@ def refit(trt: Any, engine: Any, path: Path) -> None:
             kept.append(tensor)
             weights = trt.Weights(tensorrt_dtype(trt, tensor.dtype), tensor.data_ptr(), tensor.numel())
             if not refitter.set_named_weights(name, weights):
-                raise EngineError(f"{path}: TensorRT refuses the weight {name}; {REBUILD}")
+                raise EngineError(f"{path}: TensorRT refuses the weight {name}: {messages.last_errors()}; {REBUILD}")
     if missing := refitter.get_missing_weights():
         raise EngineError(f"{path}: the plan also wants {sorted(missing)[0]}; {REBUILD}")
     if not refitter.refit_cuda_engine():
-        raise EngineError(f"{path}: TensorRT could not refit the plan; {REBUILD}")
+        raise EngineError(f"{path}: TensorRT could not refit the plan: {messages.last_errors()}; {REBUILD}")
 
 
 def plan_layers(trt: Any, engine: Any) -> list[dict[str, Any]]:
@@ -157,6 +170,8 @@ class TensorRTSession:
             self._run(tensors)
 
     def _run(self, tensors: Mapping[str, Tensor]) -> None:
+        if strange := [name for name in (*self._inputs, *self._outputs) if name not in tensors]:
+            raise EngineError(f"the plan has a tensor {strange[0]}, so it is of another model or attention; {REBUILD}")
         stream = torch.cuda.current_stream(self._device).cuda_stream
         self._choose_profile(tensors, stream)
         for name in self._inputs:

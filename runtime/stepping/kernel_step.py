@@ -8,7 +8,7 @@ from torch import Tensor
 from d3llm_trt.plugins.commit import commit
 from d3llm_trt.plugins.decoding_state import BoundState
 from d3llm_trt.plugins.gather import gather
-from d3llm_trt.plugins.reference import SampleKeys
+from d3llm_trt.plugins.reference import Limits, SampleKeys
 from d3llm_trt.runtime.decoding.select import select
 from d3llm_trt.runtime.decoding.step import StepSizes
 from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
@@ -27,7 +27,9 @@ def kernel_step(engine: Engine, state: BoundState, slots: Tensor, sizes: StepSiz
         windows.token_ids, windows.positions, windows.cu_window, windows.kv_lengths, slots, windows.logit_rows
     )
     keys = SampleKeys(windows.temperature, windows.seed, windows.position, windows.number)
-    selected = select(engine.forward(batch), config.mask_token_id, windows.entropy_eps, keys)
+    limits = Limits(windows.top_k, windows.top_p)
+    logits, eps = engine.forward(batch), windows.entropy_eps
+    selected = select(logits, config.mask_token_id, eps, keys, limits, windows.barred)
     return commit(
         state, selected, slots, windows.chosen, width=width, mask_id=config.mask_token_id, family=config.family
     )

@@ -25,6 +25,8 @@ class Occupant:
         blocks: its blocks, the prompt included.
         algorithm: a name of ``ALGORITHMS``.
         sampling: whether its temperature is above 0.
+        limited: whether it has top_k or top_p.
+        barring: whether it has min_tokens.
         report: of its last pass, with the size of its next one.
     """
 
@@ -33,6 +35,8 @@ class Occupant:
     blocks: int
     algorithm: str
     sampling: bool
+    limited: bool
+    barring: bool
     report: SlotReport
 
     @classmethod
@@ -40,7 +44,16 @@ class Occupant:
         """A request before its first pass; ``progress`` is its one row, on the CPU."""
         length, blocks = progress.canvas.shape[1], progress.active.shape[1]
         (report,) = read_summary(summarize(progress))
-        return cls(slot, length, blocks, params.decoding.algorithm, params.temperature > 0, report)
+        return cls(
+            slot,
+            length,
+            blocks,
+            algorithm=params.decoding.algorithm,
+            sampling=params.temperature > 0,
+            limited=params.top_k > 0 or params.top_p < 1,
+            barring=params.min_tokens > 0,
+            report=report,
+        )
 
 
 class Stepper(Protocol):

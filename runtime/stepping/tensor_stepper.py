@@ -11,8 +11,8 @@ from torch import Tensor
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 from d3llm_trt.progress import OnProgress
-from d3llm_trt.runtime.decoding.select import SampleKeys, Selected, select
-from d3llm_trt.runtime.decoding.state import DecodingState
+from d3llm_trt.runtime.decoding.select import Limits, SampleKeys, Selected, select
+from d3llm_trt.runtime.decoding.state import NO_TOKEN, DecodingState
 from d3llm_trt.runtime.decoding.step import SlotReport, TensorSizes, advance, read_summary
 from d3llm_trt.runtime.engines.base import Engine, ForwardBatch
 from d3llm_trt.runtime.stepping.stepper import Occupant
@@ -53,6 +53,8 @@ def sizes_of(occupants: Sequence[Occupant]) -> TensorSizes:
         blocks=max(occupant.blocks for occupant in occupants),
         algorithms=tuple(sorted({occupant.algorithm for occupant in occupants})),
         sampling=any(occupant.sampling for occupant in occupants),
+        limited=any(occupant.sampling and occupant.limited for occupant in occupants),
+        barring=any(occupant.barring for occupant in occupants),
     )
 
 
@@ -63,7 +65,7 @@ def run_step(engine: Engine, state: DecodingState, slots: Tensor, sizes: TensorS
     settings, progress = state.take(slots, sizes.width, sizes.blocks)
     chosen = _candidate_positions(progress.candidates, sizes.rows)
     logits = engine.forward(_gather(config, settings, progress, slots, chosen, sizes.tokens))
-    selected = _select(config, settings, progress, chosen, logits, sizes.sampling)
+    selected = _select(config, settings, progress, chosen, logits, sizes)
     return advance(config, state, slots, sizes, chosen, selected)
 
 
@@ -91,7 +93,7 @@ def _gather(
 ) -> ForwardBatch:
     """The packed windows of all requests, and the rows that score the ``chosen`` positions."""
     start, (batch, width) = progress.window_start, progress.canvas.shape
-    edges = torch.nn.functional.pad((progress.live_length - start).cumsum(0), (1, 0))
+    edges = torch.nn.functional.pad((progress.window_end - start).cumsum(0), (1, 0))
     row = torch.arange(tokens, device=slots.device)
     owner = torch.searchsorted(edges[1:], row, right=True).clamp(max=batch - 1)
     positions = (row - edges[owner] + start[owner]).clamp(max=width - 1)
@@ -114,11 +116,22 @@ def _select(
     progress: RequestProgress,
     chosen: Tensor,
     logits: Tensor,
-    sampling: bool,
+    sizes: TensorSizes,
 ) -> Selected:
-    owner = _owner(progress, chosen)
-    keys = None
-    if sampling:
+    owner, position = _owner(progress, chosen), chosen % progress.canvas.shape[1]
+    keys = limits = barred = None
+    if sizes.sampling:
         number = progress.passes[owner] + 1
-        keys = SampleKeys(settings.temperature[owner], settings.seed[owner], chosen % progress.canvas.shape[1], number)
-    return select(logits, config.mask_token_id, settings.entropy_eps[owner], keys)
+        keys = SampleKeys(settings.temperature[owner], settings.seed[owner], position, number)
+    if sizes.limited:
+        limits = Limits(settings.top_k[owner], settings.top_p[owner])
+    if sizes.barring:
+        barred = _barred(settings, owner, position)
+    return select(logits, config.mask_token_id, settings.entropy_eps[owner], keys, limits, barred)
+
+
+def _barred(settings: RequestSettings, owner: Tensor, position: Tensor) -> Tensor:
+    """The ids that may not come yet at each ``position[R]``, ``[R, 8]``: end ids before ``min_tokens``."""
+    answered = position - settings.prompt_length[owner]
+    early = (answered >= 0) & (answered < settings.min_tokens[owner])
+    return torch.where(early[:, None], settings.end_ids[owner], NO_TOKEN)

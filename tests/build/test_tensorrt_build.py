@@ -16,6 +16,7 @@ from d3llm_trt import LLM, BuildConfig, build_engine
 from d3llm_trt.build.tensorrt import attention
 from d3llm_trt.build.tensorrt import compile as compiling
 from d3llm_trt.build.tensorrt.network import packed_bindings, padded_bindings
+from d3llm_trt.capacity import estimate
 from d3llm_trt.config import TensorRTConfig, default_buckets
 from d3llm_trt.errors import BuildError, ConfigError, EngineError
 from d3llm_trt.manifest import PLAN_FILE, WEIGHTS_FILE, load_manifest, verify_files
@@ -139,6 +140,12 @@ def test_a_missing_tensorrt_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="backend 'tensorrt' needs tensorrt-cu13"):
         build_engine(GOLDEN / "llada_tiny", tmp_path / "engine", BuildConfig("tensorrt"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stripped_build_says_that_it_takes_more_memory() -> None:
+    model = ModelConfig("dream", 64, 32, 64, 2, 4, 2, 8, 1e-6, 1e4, 128, 1, 2, 2)
+    memory = [estimate(model, stripped(strip).resolved(128, "bfloat16")).memory for strip in (False, True)]
+    assert memory[1] / memory[0] == pytest.approx(3.8 / 1.1, rel=0.01)
 
 
 def stripped(strip: bool, dtype: str = "bfloat16") -> BuildConfig:

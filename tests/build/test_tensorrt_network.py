@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -187,15 +188,18 @@ def test_tiny_models_decode_to_the_same_tokens(family: str, tmp_path: Path) -> N
     decodings = [
         DecodingConfig(),
         DecodingConfig("MultiBlock", threshold=0.001, block_size=16, cache_delay_iter=1),
+        DecodingConfig("MultiBlock", block_size=8, cache_delay_iter=1, full_settling=False, window_ahead=0),
+        DecodingConfig("MultiBlock", threshold=0.001, block_size=16, window_ahead=1, refresh_interval=3),
         DecodingConfig("EntropyThreshold", threshold=0.001),
     ]
     requests = [
         (tokenizer.chat_ids(chat), SamplingParams(max_tokens=64, decoding=decoding))
-        for chat, decoding in zip(CHATS, decodings, strict=True)
+        for chat, decoding in zip(itertools.cycle(CHATS), decodings, strict=False)
     ]
     config, weights = packed_weights(checkpoint)
-    spec = EngineSpec(config, "torch", torch.float32, torch.device("cpu"), 3, 512, 1536)
-    assert decode(interpreted(checkpoint, 3), requests) == decode(TorchEngine(spec, weights), requests)
+    slots = len(requests)
+    spec = EngineSpec(config, "torch", torch.float32, torch.device("cpu"), slots, 512, slots * 512)
+    assert decode(interpreted(checkpoint, slots), requests) == decode(TorchEngine(spec, weights), requests)
 
 
 # FP8
@@ -254,7 +258,7 @@ def test_fp8_is_close_to_the_model() -> None:
 
 def test_windows_run_together_only_where_none_writes_behind_its_cache() -> None:
     def windows(*spans: tuple[int, int, int]) -> list[Window]:
-        return [Window(index, slot, 0, start, length) for index, (slot, start, length) in enumerate(spans)]
+        return [Window(number, slot, 0, start, size, start + size) for number, (slot, start, size) in enumerate(spans)]
 
     def slots(*spans: tuple[int, int, int]) -> list[list[int]]:
         return [[window.slot for window in run] for run in plan_runs(windows(*spans), 100)]

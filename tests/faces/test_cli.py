@@ -87,7 +87,7 @@ def test_interrupt_ends_quickly_and_says_130(engine: Path) -> None:
         (["generate", "missing", "x"], ["missing: no such directory; give an engine or a checkpoint directory"]),
         (["generate"], ["Missing argument 'MODEL'", "d3llm-trt generate --help"]),
         (["generate", "model", "x", "--max-tokens", "many"], ["--max-tokens", "'many'"]),
-        (["generate", "model", "x", "--max-tokens", "0"], ["max_tokens is 0", "1 or more"]),
+        (["generate", "model", "x", "--max-tokens", "-1"], ["max_tokens is -1", "0 or more"]),
         (["generate", "model", "x", "--threshold", "low"], ["--threshold", "'low'", "auto or none"]),
         (["generate", "model", "x", "--threshold", "nan"], ["threshold is nan"]),
         (["generate", "model", "x", "--algorithm", "Magic"], ["'Magic'", "EntropyThreshold"]),

@@ -14,10 +14,8 @@ TENSORRT = ("tensorrt", "tensorrt_rtx")
 # From the ground up: a room imports from its own floor and from those below. The longest prefix decides.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "termination", "dtypes"),
-    (
-        "lookalikes", "workspaces", "write_errors", "strict_json", "settings", "files", "progress", "tensorrt_module",
-        "gpus",
-    ),
+    ("lookalikes", "workspaces", "write_errors", "strict_json", "settings", "files", "progress", "gpus"),
+    ("tensorrt_module", "tensorrt_objects"),
     ("config",),
     ("plugins",),
     ("model",),

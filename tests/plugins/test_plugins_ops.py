@@ -96,10 +96,16 @@ def sampling() -> tuple[Tensor, ...]:
     return torch.full((6,), 0.7), torch.arange(6), torch.arange(6) * 3, torch.full((6,), 2)
 
 
+def limits() -> tuple[Tensor, Tensor]:
+    return torch.arange(6), torch.linspace(0.2, 1, 6, dtype=torch.float64)
+
+
 CALLS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "window_attention": lambda: (ops.window_attention, tuple(attention_inputs().values())),
     "select": lambda: (ops.select, select_inputs()),
     "select sampling": lambda: (ops.select, (*select_inputs(), *sampling())),
+    "select limited": lambda: (ops.select, (*select_inputs(), *sampling(), *limits())),
+    "select barred": lambda: (ops.select, (*select_inputs(), *[None] * 6, torch.arange(48).view(6, 8) % 9 - 1)),
     "rms_norm": lambda: (ops.rms_norm, (torch.randn(3, 16), torch.ones(16), 1e-5)),
     "rms_norm fp8": lambda: (ops.rms_norm, (torch.randn(3, 16), torch.ones(16), 1e-5, torch.tensor(0.1))),
     "add_rms_norm": lambda: (ops.add_rms_norm, (torch.randn(3, 16), torch.randn(3, 16), torch.ones(16), 1e-5)),
@@ -189,7 +195,8 @@ KINDS: dict[str, tuple[str, type[c_structs.Params]]] = {
     "rms_norm": ("rms_norm", c_structs.RmsNormParams),
     "silu_mul": ("silu_mul", c_structs.SiluMulParams),
 }
-OPTIONAL = ("temperature", "seed", "position", "number", "residual", "sum_out", "out_scale")
+SAMPLING = ("temperature", "seed", "position", "number", "top_k", "top_p", "barred")
+OPTIONAL = (*SAMPLING, "residual", "sum_out", "out_scale")
 SIZES = {
     "attention": {"tokens": 3, "batch": 1, "num_slots": 1, "max_seq_len": 8, "num_heads": 4, "num_kv_heads": 2},
     "select": {"rows": 2, "vocab_size": 10, "row_stride": 10, "mask_id": 3},
@@ -227,6 +234,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("select", {"dtype": 3}, "dtype is 3; allowed: 0"),
     ("select", {"logits": SOMEWHERE + 1}, "logits is not aligned to 2 bytes"),
     ("select", {"temperature": SOMEWHERE}, "seed is NULL"),
+    ("select", {"top_p": SOMEWHERE}, "top_k is NULL"),
+    ("select", {"barred": SOMEWHERE + 4}, "barred is not aligned to 8 bytes"),
+    ("select", {"vocab_size": (1 << 22) + 1}, "vocab_size is 4194305; allowed: 2 to 4194304"),
     ("rms_norm", {"hidden_size": 16385}, "hidden_size is 16385; allowed: 1 to 16384"),
     ("rms_norm", {"eps": -1.0}, "eps is -1; allowed: 0 or more"),
     ("rms_norm", {"eps": float("nan")}, "eps is -?nan; allowed: 0 or more"),

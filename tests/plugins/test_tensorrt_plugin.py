@@ -6,7 +6,6 @@ import subprocess
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,9 @@ from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.plugins.tensorrt_plugin import PluginLibrary, find_plugin_library, load_plugin
 from d3llm_trt.runtime.engines.tensorrt_session import load_checked_plugin
 from tests.support.plugin_libraries import plugin_libraries
+from tests.support.tensorrt_doubles import give_plugin_layers
+from tests.support.tensorrt_uses import Double, record_classes
+from tests.support.tensorrt_wheels import FULL, RTX
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 for a registry of TensorRT's")
 MODEL = ModelConfig("dream", 32, 128, 32, 2, 4, 2, 32, 1e-5, 1e4, 64, 31, 1, 1)
@@ -36,8 +38,9 @@ def library(monkeypatch: pytest.MonkeyPatch) -> PluginLibrary:
 
 
 @pytest.fixture
-def builder() -> Any:
-    """A builder, whose registry is its own."""
+def builder(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A builder, whose registry is its own. What is done with it is noted."""
+    record_classes(trt, monkeypatch, (*FULL, RTX))
     return trt.Builder(trt.Logger(trt.Logger.ERROR))
 
 
@@ -65,32 +68,24 @@ def test_tensorrt_loads_the_library_and_creates_the_plugin(library: PluginLibrar
     assert library.version == d3llm_trt.__version__ and len(library.sha256) == 64
 
 
-class Network:
-    """A network that keeps plugin layers, over a real builder: TensorRT for RTX has no such layers."""
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-        self.plugins: list[Any] = []
-
-    def add_constant(self, dims: tuple[int, ...], weights: Any) -> Any:
-        return SimpleNamespace(get_output=lambda number: "constant")
-
-    def add_plugin_v3(self, inputs: list[Any], shapes: list[Any], plugin: Any) -> Any:
-        self.plugins.append(plugin)
-        return SimpleNamespace(get_output=lambda number: f"output {number}")
-
-
-def test_the_plugin_takes_the_fields_that_the_network_gives(library: PluginLibrary, builder: Any) -> None:
-    network = Network(builder)
-    inputs = Inputs("positions", "cu_window", "kv_lengths", "slots", [("cache.0",), ("cache.1",)])
+def test_the_plugin_takes_the_fields_that_the_network_gives(
+    library: PluginLibrary, builder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = give_plugin_layers(trt, monkeypatch)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    qkv, cache = (
+        network.add_input("qkv", trt.bfloat16, (-1, 256)),
+        network.add_input("c", trt.bfloat16, (4, 2, 2, 64, 32)),
+    )
+    inputs = Inputs("positions", "cu_window", "kv_lengths", "slots", [(cache,)])
     attention = PluginAttention(Lowering(trt, network), MODEL, inputs, 64)
-    assert attention.lower("layers.0.attention", 0, "qkv") == "output 0"
-    assert isinstance(network.plugins[0], trt.IPluginV3)
+    assert attention.lower("layers.0.attention", 0, qkv).shape == (-1, 128)
+    assert isinstance(layers[0][2], trt.IPluginV3)
     narrow = PluginAttention(Lowering(trt, network), replace(MODEL, head_dim=8), inputs, 64)
     with pytest.raises(
         BuildError, match=r"the plugin D3llmBidirectionalAttention refused the fields of layers.0.attention"
     ):
-        narrow.lower("layers.0.attention", 0, "qkv")
+        narrow.lower("layers.0.attention", 0, qkv)
 
 
 def test_a_missing_library_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,6 +132,6 @@ def test_a_plan_gets_the_library_it_was_built_with(library: PluginLibrary, build
 
 
 def test_a_registry_that_cannot_load_is_said(library: PluginLibrary) -> None:
-    registry = SimpleNamespace(get_creator=lambda *names: None, load_library=lambda path: None)
+    registry = Double("IPluginRegistry", {"get_creator": lambda *names: None, "load_library": lambda path: None})
     with pytest.raises(PluginError, match="TensorRT cannot load it"):
         load_plugin(registry)

@@ -40,7 +40,7 @@ def decodings(draw: st.DrawFn, tokens: int) -> DecodingConfig:
         changes["cache_delay_iter"] = draw(st.integers(0, 4))
         changes["refresh_interval"] = draw(st.none() | st.integers(1, 5))
     blocks = -(-tokens // block_size)
-    if algorithm == "LowConfidence" and draw(st.booleans()):
+    if algorithm == "LowConfidence" and tokens and draw(st.booleans()):
         changes["steps"] = blocks * draw(st.integers(1, tokens // blocks))
     return DecodingConfig(
         algorithm,
@@ -56,17 +56,23 @@ def decodings(draw: st.DrawFn, tokens: int) -> DecodingConfig:
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
     """A prompt, sometimes with masks in it, and settings."""
-    tokens = draw(st.integers(1, 40))
+    tokens = draw(st.integers(0, 40))
     prompt = draw(st.lists(st.integers(0, VOCAB - 1).filter(lambda i: i != MASK), min_size=1, max_size=20))
     for place in draw(st.sets(st.integers(0, len(prompt) - 1), max_size=3)):
         if draw(st.booleans()):
             prompt[place] = MASK
+    if tokens == 0 and MASK not in prompt:
+        prompt.append(MASK)
     params = SamplingParams(
         max_tokens=tokens,
         temperature=draw(st.sampled_from((0.0, 0.0, 0.7))),
         seed=draw(st.integers(0, 1 << 62)),
         end_id=draw(st.none() | st.integers(0, VOCAB - 10)),
         decoding=draw(decodings(tokens)),
+        top_p=draw(st.sampled_from((1.0, 0.9, 0.3))),
+        top_k=draw(st.sampled_from((0, 0, 1, 7))),
+        min_tokens=draw(st.integers(0, tokens)),
+        stop_token_ids=draw(st.lists(st.integers(0, VOCAB - 10), max_size=3)),
     )
     return prompt, params
 

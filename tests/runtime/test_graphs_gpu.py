@@ -32,10 +32,16 @@ def random_request(generator: random.Random, mask_id: int) -> Asked:
     name = generator.choice(ALGORITHMS)
     cached = {"cache_delay_iter": generator.randint(0, 3)} if name == "MultiBlock" and generator.random() < 0.6 else {}
     decoding = DecodingConfig(name, block_size=generator.choice([1, 7, 16, 32]), threshold=3.0, **cached)
-    temperature = generator.choice([0.0, 0.0, 0.7])
-    tokens = generator.randint(1, 120)
+    tokens = generator.randint(0 if mask_id in prompt else 1, 120)
     return prompt, SamplingParams(
-        max_tokens=tokens, temperature=temperature, seed=generator.randint(0, 9), decoding=decoding
+        max_tokens=tokens,
+        temperature=generator.choice([0.0, 0.0, 0.7]),
+        seed=generator.randint(0, 9),
+        decoding=decoding,
+        top_p=generator.choice([1.0, 0.9, 0.3]),
+        top_k=generator.choice([0, 0, 3, 50]),
+        min_tokens=generator.choice([0, tokens // 2]),
+        stop_token_ids=generator.sample(range(40), generator.choice([0, 0, 7])),
     )
 
 

@@ -428,7 +428,7 @@ def test_a_bad_stream_raises_at_once(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"max_tokens": 0}, "max_tokens is 0; allowed: an integer of 1 or more"),
+        ({"max_tokens": True}, "max_tokens is True; allowed: an integer of 0 or more"),
         ({"max_tokens": -5}, "max_tokens is -5"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"seed": 1 << 63}, "seed is"),

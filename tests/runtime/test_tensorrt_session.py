@@ -1,7 +1,6 @@
-"""TensorRTSession against a recording double of the TensorRT module: every call, shape, address and order.
+"""TensorRTSession over doubles of an engine and its context: every call, shape, address and order (L1).
 
-No GPU of ours runs these plans, so this is all the evidence there is for the session (L1). The double knows nothing
-of TensorRT but names and signatures.
+The doubles are checked against TensorRT's own bindings, see ``tests/support/tensorrt_uses.py``.
 """
 
 from __future__ import annotations
@@ -22,52 +21,16 @@ from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.runtime.engines.base import EngineSpec, ForwardBatch
 from d3llm_trt.runtime.engines.tensorrt_engine import engine_over
 from d3llm_trt.runtime.engines.tensorrt_session import TensorRTSession, check_fits, plan_layers, refit
+from d3llm_trt.tensorrt_objects import make_messages
+from tests.support.tensorrt_doubles import PlanDouble, cache_double, refitting
+from tests.support.tensorrt_uses import Double, RecordedModule, record_classes
+from tests.support.tensorrt_wheels import ALL, FULL, RTX
 
+real = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 for TensorRT's enumerations")
+TRT = RecordedModule(real, ALL)
 MODEL = ModelConfig("llada", 32, 16, 32, 2, 2, 2, 8, 1e-5, 1e4, 64, 31, 1, 1)
 CPU = torch.device("cpu")
 STREAM = 77
-Calls = list[tuple[Any, ...]]
-
-
-class Double:
-    """Records every call as ``(name, *arguments)``; ``refuse`` names calls that return False."""
-
-    def __init__(self, profiles: list[dict[str, tuple[Any, Any, Any]]], outputs: list[str]) -> None:
-        self.calls: Calls = []
-        self.refuse: set[str] = set()
-        self.profiles = profiles
-        self.outputs = outputs
-        self.num_optimization_profiles = len(profiles)
-        self.num_io_tensors = len(profiles[0]) + len(outputs)
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any) -> bool:
-            self.calls.append((name, *arguments))
-            return name not in self.refuse
-
-        return call
-
-    def get_tensor_name(self, number: int) -> str:
-        return [*self.profiles[0], *self.outputs][number]
-
-    def get_tensor_mode(self, name: str) -> str:
-        return "output" if name in self.outputs else "input"
-
-    def get_tensor_profile_shape(self, name: str, number: int) -> tuple[Any, Any, Any]:
-        return self.profiles[number][name]
-
-    def get_device_memory_size_for_profile_v2(self, number: int) -> int:
-        return 1000 * (number + 1)
-
-    def create_execution_context(self, strategy: str) -> Double:
-        self.calls.append(("create_execution_context", strategy))
-        return self
-
-
-TRT = SimpleNamespace(
-    TensorIOMode=SimpleNamespace(INPUT="input"),
-    ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -75,24 +38,34 @@ def one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=STREAM))
 
 
-def simple_double() -> Double:
-    return Double([{"x": ((1,), (4,), (4,))}, {"x": ((5,), (8,), (8,))}], ["y"])
+@pytest.fixture(autouse=True)
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done with real objects is noted, too."""
+    record_classes(real, monkeypatch, ALL)
+
+
+def simple_plan() -> PlanDouble:
+    return PlanDouble(real, [{"x": ((1,), (4,), (4,))}, {"x": ((5,), (8,), (8,))}], ["y"])
+
+
+def session_of(plan: PlanDouble) -> TensorRTSession:
+    return TensorRTSession(TRT, plan.engine(), CPU)
 
 
 def test_scratch_is_torchs_and_for_the_largest_profile() -> None:
-    double = simple_double()
-    session = TensorRTSession(TRT, double, CPU)
-    (_, strategy), (name, address, size) = double.calls
-    assert strategy == "user managed"
+    plan = simple_plan()
+    session = session_of(plan)
+    (_, strategy), (name, address, size) = plan.calls
+    assert strategy == real.ExecutionContextAllocationStrategy.USER_MANAGED
     assert (name, size) == ("set_device_memory", 2000) and address % 256 == 0
     scratch = session._scratch
     assert scratch.data_ptr() <= address and address + size <= scratch.data_ptr() + scratch.numel()
 
 
 def test_a_run_sets_profile_shapes_and_addresses_and_enqueues_on_torchs_stream() -> None:
-    double = simple_double()
-    session = TensorRTSession(TRT, double, CPU)
-    double.calls.clear()
+    plan = simple_plan()
+    session = session_of(plan)
+    plan.calls.clear()
     x, y = torch.zeros(6), torch.zeros(6)
     session.run({"x": x, "y": y})
     first = [
@@ -102,18 +75,18 @@ def test_a_run_sets_profile_shapes_and_addresses_and_enqueues_on_torchs_stream()
         ("set_tensor_address", "y", y.data_ptr()),
         ("execute_async_v3", STREAM),
     ]
-    assert double.calls == first
+    assert plan.calls == first
     session.run({"x": x, "y": y})
-    assert double.calls[5:] == first[-1:], "what is bound stays bound"
+    assert plan.calls[5:] == first[-1:], "what is bound stays bound"
     other = torch.zeros(5)
     session.run({"x": other, "y": y})
-    assert double.calls[6:] == [
+    assert plan.calls[6:] == [
         ("set_input_shape", "x", (5,)), ("set_tensor_address", "x", other.data_ptr()), ("execute_async_v3", STREAM)
     ]  # fmt: skip
     small = torch.zeros(2)
     session.run({"x": small, "y": y})
-    assert [call[0] for call in double.calls[9:]] == [call[0] for call in first]
-    assert double.calls[9] == ("set_optimization_profile_async", 0, STREAM)
+    assert [call[0] for call in plan.calls[9:]] == [call[0] for call in first]
+    assert plan.calls[9] == ("set_optimization_profile_async", 0, STREAM)
 
 
 @pytest.mark.parametrize(
@@ -126,15 +99,15 @@ def test_a_run_sets_profile_shapes_and_addresses_and_enqueues_on_torchs_stream()
     ],
 )
 def test_every_refusal_is_an_error(call: str, complaint: str) -> None:
-    double = simple_double()
-    session = TensorRTSession(TRT, double, CPU)
-    double.refuse.add(call)
+    plan = simple_plan()
+    session = session_of(plan)
+    plan.refuse.add(call)
     with pytest.raises(EngineError, match=complaint):
         session.run({"x": torch.zeros(2), "y": torch.zeros(2)})
 
 
 def test_shapes_beyond_every_profile_are_named() -> None:
-    session = TensorRTSession(TRT, simple_double(), CPU)
+    session = session_of(simple_plan())
     with pytest.raises(
         EngineError, match=r"no optimization profile takes \{'x': \(9,\)\}; build with larger token_buckets"
     ):
@@ -161,102 +134,61 @@ def test_version_and_gpu_are_checked() -> None:
         ("11.3.0", (8, 9), manifest(version_compatible=True)),
     ):
         with pytest.raises(
-            EngineError, match=f"built with TensorRT 11.4.0, and this is {version}; build the engine again"
+            EngineError,
+            match=f"built with TensorRT 11.4.0, and {version} is installed; install tensorrt-cu13 11.4.0, or build",
         ):
             check_fits(version, capability, made)
     with pytest.raises(EngineError, match=r"compute capabilities 8.9, and this GPU has 9.0; build the engine again"):
         check_fits("11.4.0", (9, 0), manifest())
 
 
-class Refitter:
-    def __init__(self, wanted: list[str], given: dict[str, Any]) -> None:
-        self.wanted, self.given = wanted, given
-
-    def get_all_weights(self) -> list[str]:
-        return self.wanted
-
-    def set_named_weights(self, name: str, weights: Any) -> bool:
-        self.given[name] = weights
-        return True
-
-    def get_missing_weights(self) -> list[str]:
-        return [name for name in self.wanted if name not in self.given]
-
-    def refit_cuda_engine(self) -> bool:
-        self.given["refitted"] = True
-        return True
-
-
-def refit_module(wanted: list[str], given: dict[str, Any]) -> Any:
-    class Logger:
-        WARNING = 2
-
-        def __init__(self, level: int) -> None:
-            self.level = level
-
-    def weights(dtype: str, address: int, count: int) -> tuple[str, int]:
-        assert address
-        return dtype, count
-
-    return SimpleNamespace(
-        Logger=Logger, Weights=weights, bfloat16="bf16", Refitter=lambda engine, logger: Refitter(wanted, given)
-    )
-
-
 def test_a_stripped_plan_gets_its_weights_by_name(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"a.weight": torch.ones(2, 3, dtype=torch.bfloat16), "b": torch.ones(4, dtype=torch.bfloat16)}, path)
     given: dict[str, Any] = {}
-    refit(refit_module(["a.weight"], given), object(), path)
-    assert given == {"a.weight": ("bf16", 6), "refitted": True}
+    engine = simple_plan().engine()
+    messages = make_messages(real)
+    refit(refitting(real, ["a.weight"], given), engine, path, messages)
+    assert given == {"a.weight": (real.bfloat16, 6), "refitted": True}
     with pytest.raises(EngineError, match="the plan also wants c"):
-        refit(refit_module(["b", "c"], {}), object(), path)
+        refit(refitting(real, ["b", "c"], {}), engine, path, messages)
+    messages.errors.append("TensorRT's own words")
+    with pytest.raises(
+        EngineError, match="takes no weights for the plan: TensorRT's own words; build the engine again"
+    ):
+        refit(RecordedModule(real, FULL, Refitter=refuse), engine, path, messages)
+
+
+def refuse(engine: Any, logger: Any) -> None:
+    """As pybind11 does where TensorRT returns null."""
+    raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+def test_a_plan_of_another_model_is_said() -> None:
+    session = session_of(simple_plan())
+    with pytest.raises(EngineError, match="the plan has a tensor x, so it is of another model or attention; build"):
+        session.run({"token_ids": torch.zeros(2), "y": torch.zeros(2)})
 
 
 def test_layers_come_from_the_inspector() -> None:
+    fits = (*FULL, RTX)
     text = '{"Layers": [{"Name": "layers.0.mlp.down"}, "plain"]}'
-    inspector = SimpleNamespace(get_engine_information=lambda form: text if form == "json" else "")
-    module = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json"))
-    layers = plan_layers(module, SimpleNamespace(create_engine_inspector=lambda: inspector))
+    form = real.LayerInformationFormat.JSON
+    inspector = Double("EngineInspector", {"get_engine_information": {form: text}.__getitem__}, fits=fits)
+    engine = simple_plan().engine(fits, create_engine_inspector=lambda: inspector)
+    layers = plan_layers(RecordedModule(real, fits), engine)
     assert layers == [{"Name": "layers.0.mlp.down"}, {"Name": "plain"}]
 
 
-class FakeCache:
-    """A runtime cache that holds bytes."""
-
-    def __init__(self) -> None:
-        self.data = b"new"
-
-    def deserialize(self, data: bytes) -> bool:
-        self.data = data + b"+"
-        return True
-
-    def serialize(self) -> bytes:
-        return self.data
-
-
 def test_the_runtime_cache_lies_beside_the_engine_and_outlives_it(tmp_path: Path) -> None:
-    class RtxDouble(Double):
-        def create_runtime_config(self) -> Any:
-            self.calls.append(("create_runtime_config",))
-            return SimpleNamespace(
-                create_runtime_cache=FakeCache,
-                set_runtime_cache=lambda cache: self.calls.append(("set_runtime_cache", cache.data)),
-                set_execution_context_allocation_strategy=lambda s: self.calls.append(("strategy", s)),
-            )
-
-        def create_execution_context(self, config: Any) -> Double:
-            self.calls.append(("create_execution_context", type(config).__name__))
-            return self
-
     path = tmp_path / "engine.rtx-cache"
-    for kept in (b"new", b"new+"):
-        double = RtxDouble([{"x": ((1,), (4,), (4,))}], ["y"])
-        session = TensorRTSession(TRT, double, CPU, path)
-        assert [call[0] for call in double.calls] == [
+    for held, kept in (([b"new"], b"new"), ([b"empty"], b"new")):
+        plan, cache = PlanDouble(real, [{"x": ((1,), (4,), (4,))}], ["y"]), cache_double(held)
+        session = TensorRTSession(TRT, plan.rtx_engine(cache), CPU, path)
+        assert [call[0] for call in plan.calls] == [
             "create_runtime_config", "set_runtime_cache", "strategy", "create_execution_context", "set_device_memory"
         ]  # fmt: skip
-        assert double.calls[1] == ("set_runtime_cache", kept)
+        assert plan.calls[1] == ("set_runtime_cache", cache)
         session.close()
         assert path.read_bytes() == kept and [p.name for p in tmp_path.iterdir()] == [path.name]
 

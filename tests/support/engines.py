@@ -10,6 +10,7 @@ import torch
 
 from d3llm_trt import SamplingParams
 from d3llm_trt.build.checkpoint import open_checkpoint
+from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.runtime.decoder import Decoder
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec, ForwardBatch
 from d3llm_trt.runtime.engines.torch_engine import TorchEngine
@@ -42,6 +43,23 @@ class TableEngine:
         """Logits by position and token, whatever else is in the batch."""
         at = (batch.positions * 31 + batch.token_ids * 7) % 997
         return self._table[at[batch.logit_rows]]
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class PositionEngine:
+    """Logits by the position alone, ``table[L, vocab]``, on the CPU: every pass says the same of a position."""
+
+    def __init__(self, config: ModelConfig, table: torch.Tensor, slots: int = 4) -> None:
+        length = len(table)
+        self.spec = EngineSpec(config, "torch", torch.float32, torch.device("cpu"), slots, length, slots * length)
+        self.table = table
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """The rows of the positions that are scored."""
+        places = batch.positions[batch.logit_rows] + int(self.spec.model_config.shifted_logits)
+        return self.table[places.clamp(max=len(self.table) - 1)]
 
     def close(self) -> None:
         """Nothing is kept."""

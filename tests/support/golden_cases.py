@@ -80,4 +80,5 @@ def _multi_block(given: dict[str, Any]) -> dict[str, Any]:
     delay, refresh = given.get("cache_delay_iter"), given.get("refresh_interval")
     if delay is None or delay >= NEVER_CACHED:
         return {"early_stop": given.get("early_stop", False)}
-    return {"early_stop": given.get("early_stop", False), "cache_delay_iter": delay, "refresh_interval": refresh}
+    cache = {"cache_delay_iter": delay, "refresh_interval": refresh, "published_shift": True}
+    return {"early_stop": given.get("early_stop", False), **cache}

@@ -31,6 +31,9 @@ DECODING = (
     Field("decoded_token_threshold", "FP64"),
     Field("cache_delay_iter", "INT64"),
     Field("refresh_interval", "INT64"),
+    Field("full_settling", "BOOL"),
+    Field("window_ahead", "INT64"),
+    Field("published_shift", "BOOL"),
     Field("early_stop", "BOOL"),
     Field("steps", "INT64"),
 )
