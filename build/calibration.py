@@ -29,7 +29,7 @@ _Ops = TypeVar("_Ops", bound=TorchOps)
 
 @dataclass
 class Calibration:
-    """What passes over canvases found: the largest input of each linear layer, and the last canvas that was run."""
+    """The largest input of each linear layer in passes over canvases, and the canvas of the last pass."""
 
     peaks: dict[str, Tensor] = field(default_factory=dict)
     canvas: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -48,7 +48,7 @@ class _Observer(TorchOps):
 
 
 def canvases_for(config: ModelConfig, settings: EngineConfig, engine_dir: Path) -> list[Tensor]:
-    """What a quantization is calibrated on: prompts of a file, by the tokenizer in ``engine_dir``, or generated ones.
+    """The canvases of a calibration: prompts of a file, by the tokenizer in ``engine_dir``, or generated ones.
 
     Raises ConfigError naming the file, the prompt and what is wrong with it.
     """
@@ -87,16 +87,12 @@ def encoded_prompts(path: Path, tokenizer: Tokenizer | None, vocab_size: int, li
         chat = as_chat(prompt, None) if tokenizer is not None and tokenizer.has_chat_template else prompt
         try:
             _, ids = encode(chat, tokenizer, vocab_size, limit)
-            _check_length(ids, limit)
+            if not 1 <= len(ids) < limit:
+                fix = "change the prompt, or build with a higher max_seq_len"
+                raise ConfigError(f"{len(ids)} tokens; allowed: at least 1 and fewer than max_seq_len, {limit}; {fix}")
         except (RequestError, ConfigError) as error:
             raise ConfigError(f"prompt file {path}: prompt {number}: {error}") from error
         yield ids
-
-
-def _check_length(ids: Sequence[int], limit: int) -> None:
-    if not 1 <= len(ids) < limit:
-        fix = "change the prompt, or build with a higher max_seq_len"
-        raise ConfigError(f"{len(ids)} tokens; allowed: at least 1 and fewer than max_seq_len, {limit}; {fix}")
 
 
 @torch.inference_mode()
@@ -104,14 +100,14 @@ def calibrate(
     config: ModelConfig, weights: Mapping[str, Tensor], canvases: Sequence[Tensor], progress: OnProgress | None = None
 ) -> Calibration:
     """Unmask every canvas in a few passes, each of which commits an equal part of its masks."""
-    found = Calibration()
+    calibration = Calibration()
     for number, canvas in enumerate(canvases):
         for done in range(PASSES):
-            found.canvas = canvas
-            canvas = _after_pass(config, weights, canvas, PASSES - done, found.peaks)
+            calibration.canvas = canvas
+            canvas = _after_pass(config, weights, canvas, PASSES - done, calibration.peaks)
             if progress is not None:
                 progress("calibrate", number * PASSES + done + 1, len(canvases) * PASSES)
-    return found
+    return calibration
 
 
 def _after_pass(

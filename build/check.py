@@ -106,7 +106,7 @@ def _check_space(target: Path, size: int) -> None:
     parent = Path(os.path.realpath(target)).parent
     while not parent.exists():
         parent = parent.parent
-    free, wanted = shutil.disk_usage(parent).free, size + SPARE_BYTES
-    if free < wanted:
+    free = shutil.disk_usage(parent).free
+    if free < size + SPARE_BYTES:
         needs = f"the engine takes {size} bytes and some room to work"
         raise BuildError(f"{target}: {needs}, and {free} bytes are free on the disk; {FREE_SPACE}, or {ELSEWHERE}")

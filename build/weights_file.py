@@ -106,7 +106,7 @@ def _map_privately(descriptor: int) -> mmap.mmap:
 
 @contextmanager
 def not_resident(files: Collection[WeightsFile], every: float = 0.1) -> Iterator[None]:
-    """Meanwhile mapped pages of ``files`` are given back after each ``every`` seconds, so that few stay in memory."""
+    """Give mapped pages of ``files`` back after each ``every`` seconds meanwhile, so that few stay in memory."""
     ended = threading.Event()
 
     def give_back() -> None:
@@ -186,13 +186,13 @@ def _entry(path: Path, name: str, values: Any, data_start: int) -> TensorEntry:
     _check(length >= 0, path, f"data_offsets of tensor {name} are {offsets!r}")
     bits = 8 if dtype == "BOOL" else int(match[1]) if (match := _BITS.fullmatch(dtype)) else None
     _check(bits is not None, path, f"dtype of tensor {name} is {dtype!r}")
-    wanted = math.prod(shape) * (bits or 0)
-    _check(length * 8 == wanted, path, f"tensor {name} has {length} bytes; {dtype} {shape} takes {wanted // 8}")
+    needed = math.prod(shape) * (bits or 0)
+    _check(length * 8 == needed, path, f"tensor {name} has {length} bytes; {dtype} {shape} takes {needed // 8}")
     return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(is_integer(value) and value >= 0 for value in values)
+    return isinstance(values, list) and all(is_integer(value, 0) for value in values)
 
 
 def file_bytes(forms: Mapping[str, TensorForm]) -> int:
@@ -232,9 +232,9 @@ def _pieces(
     forms: Mapping[str, TensorForm], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[bytes | memoryview]:
     yield header_bytes(forms)
-    for (name, form), (given, tensor) in zip(forms.items(), tensors, strict=True):
-        if (name, form.shape) != (given, tuple(tensor.shape)):
-            raise ValueError(f"tensor {given} {tuple(tensor.shape)} comes where {name} {form.shape} was announced")
+    for (name, form), (other, tensor) in zip(forms.items(), tensors, strict=True):
+        if (name, form.shape) != (other, tuple(tensor.shape)):
+            raise ValueError(f"tensor {other} {tuple(tensor.shape)} comes where {name} {form.shape} was announced")
         dtype = torch_dtype(form.dtype)
         flat = tensor.contiguous().view(-1)
         for start in range(0, flat.numel(), _CHUNK_ELEMENTS):

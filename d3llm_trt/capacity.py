@@ -13,7 +13,7 @@ from d3llm_trt.model.packing import packed_tensors, quantized_layers
 # Peak anonymous memory of TensorRT's builder over the packed weights, and where the plan is left without them
 # (benchmarks/results/plan_scale.json, plan_scale_stripped.json).
 PLAN_MEMORY, STRIPPED_MEMORY = 1.1, 3.8
-# Of one weight that is quantized: itself in float32, the difference to it, and what both are made from.
+# What quantizing a weight keeps in float32: the weight, the difference to it, and what both are made from.
 FLOAT32_COPIES = 3
 # Candidates of one request in a pass: masks of the blocks that are open, rarely more than eight of them.
 SCORED_ROWS = 256
@@ -29,11 +29,14 @@ class Capacity:
     disk: int
     memory: int
 
+    @property
+    def at_run_time(self) -> int:
+        """Bytes at run time together."""
+        return self.weights + self.kv_cache + self.activations
+
     def line(self) -> str:
         """One line for people."""
-        weights, cache, activations, disk, memory = map(
-            shown_bytes, (self.weights, self.kv_cache, self.activations, self.disk, self.memory)
-        )
+        weights, cache, activations, disk, memory = map(shown_bytes, vars(self).values())
         run = f"weights {weights}, KV cache {cache}, activations {activations}"
         return f"at run time: {run}; on disk: {disk}; memory to build: {memory}"
 

@@ -26,8 +26,9 @@ class TensorRTConfig:
     Args:
         attention: ``native`` (TensorRT's own, on padded windows) or ``plugin`` (ours, on packed ones).
         attention_mask: how ``native`` hides what is behind a window: ``lengths`` or an ``explicit`` mask.
-        token_buckets: sizes of windows (``native``) or passes (``plugin``) with an optimization profile each.
-        compute_capabilities: GPUs that a ``tensorrt-rtx`` plan is for, as in "8.9".
+        token_buckets: sizes of windows (``native``) or passes (``plugin``) with an optimization profile each, as in
+            128,512.
+        compute_capabilities: GPUs that a ``tensorrt-rtx`` plan is for, as in 8.9,12.0.
         optimization_level: 0 (fast build) to 5 (fast plan).
         workspace_gib: most scratch memory of a layer.
         version_compatible: the plan also runs on newer TensorRT versions.
@@ -58,23 +59,19 @@ class TensorRTConfig:
             require(value is None or isinstance(value, (list, tuple)), name, value, "None or a list")
         for name in ("version_compatible", "hardware_compatible", "weight_streaming", "strip_weights"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
-        text = self.timing_cache is None or isinstance(self.timing_cache, str)
-        require(text, "timing_cache", self.timing_cache, "None or a file's name")
+        buckets, gib, gpus, cache = self.token_buckets, self.workspace_gib, self.compute_capabilities, self.timing_cache
+        require(cache is None or isinstance(cache, str), "timing_cache", cache, "None or a file's name")
         require(self.attention in (None, *ATTENTIONS), "attention", self.attention, ", ".join(ATTENTIONS))
         require(self.attention_mask in MASKS, "attention_mask", self.attention_mask, ", ".join(MASKS))
-        buckets, gib = self.token_buckets, self.workspace_gib
-        sound = buckets is None or (bool(buckets) and all(is_integer(size) and size >= 1 for size in buckets))
+        sound = buckets is None or (len(buckets) > 0 and all(is_integer(size, 1) for size in buckets))
         require(sound, "token_buckets", buckets, "None or sizes of 1 or more")
-        require(
-            is_integer(self.optimization_level) and 0 <= self.optimization_level <= 5,
-            "optimization_level", self.optimization_level, "an integer in 0..5",
-        )  # fmt: skip
+        level = self.optimization_level
+        require(is_integer(level, 0, 5), "optimization_level", level, "an integer in 0..5")
         room = gib is None or (is_number(gib) and 0.001 <= gib <= 1024)
         require(room, "workspace_gib", gib, "None or a number in 0.001..1024")
-        listed = self.compute_capabilities
-        named = listed is None or (len(listed) > 0 and all(isinstance(name, str) for name in listed))
-        different = named and len(set(listed or ())) == len(listed or ())
-        require(different, "compute_capabilities", listed, "None or different ones, as in 8.9")
+        named = gpus is None or all(isinstance(name, str) for name in gpus)
+        different = named and (gpus is None or 0 < len(gpus) == len(set(gpus)))
+        require(different, "compute_capabilities", gpus, "None or different ones, as in 8.9")
 
     def attention_of(self, backend: str) -> str:
         """The chosen attention, or the default of ``backend``."""
@@ -150,11 +147,12 @@ class BuildConfig:
 
     Args:
         backend: how the network is compiled: ``torch`` packs the weights, the others build a plan.
-        dtype: of weights and activations; ``auto`` keeps the checkpoint's.
+        dtype: the type of weights and activations; ``auto`` keeps the checkpoint's.
         max_batch_size: slots, so requests that are decoded together.
         max_seq_len: prompt plus ``max_tokens`` of one request; by default the model's limit, at most 2048.
         max_num_tokens: rows of one forward pass over all requests; by default ``max_batch_size * max_seq_len``.
-        quantization: ``fp8`` for the weights and inputs of linear layers, or None.
+        quantization: reduced precision of the weights and inputs of all linear layers but the LM head; ``fp8`` needs
+            compute capability 8.9 on a GPU; by default none.
         calibration_prompts: file of prompts, as ``d3llm-trt generate --file`` reads, whose unmasking sets the scales of
             inputs; by default generated ones.
         tensorrt: options of the TensorRT backends.
@@ -180,14 +178,14 @@ class BuildConfig:
             object.__setattr__(self, "tensorrt", options)
         sound = options is None or isinstance(options, self._options)
         require(sound, "tensorrt", options, f"None or a {self._options.__name__}")
-        allowed = (None, *QUANTIZATIONS)
-        require(self.quantization in allowed, "quantization", self.quantization, ", ".join(map(str, allowed)))
+        quantized = self.quantization in (None, *QUANTIZATIONS)
+        require(quantized, "quantization", self.quantization, ", ".join(("None", *QUANTIZATIONS)))
         require(self.backend in BACKENDS, "backend", self.backend, ", ".join(BACKENDS))
         require(self.dtype in DTYPES, "dtype", self.dtype, ", ".join(DTYPES))
         for name, top in (("max_batch_size", 4096), ("max_seq_len", 1 << 20), ("max_num_tokens", 1 << 30)):
             value = getattr(self, name)
-            optional = value is None and name != "max_batch_size"
-            require(optional or (is_integer(value) and 1 <= value <= top), name, value, f"an integer in 1..{top}")
+            sound = is_integer(value, 1, top) or (value is None and name != "max_batch_size")
+            require(sound, name, value, f"an integer in 1..{top}")
 
     def _check_calibration(self) -> None:
         prompts: object = self.calibration_prompts
@@ -220,8 +218,8 @@ class BuildConfig:
             if self.quantization is not None:
                 require(dtype in HALF, "dtype", dtype, f"{', '.join(HALF)} with {self.quantization}")
             if self.tensorrt is not None:
-                given = [f"{name} is {value!r}" for name, value in self.tensorrt.changes().items()]
-                what = given[0] if given else "tensorrt is set"
+                changes = [f"{name} is {value!r}" for name, value in self.tensorrt.changes().items()]
+                what = changes[0] if changes else "tensorrt is set"
                 raise ConfigError(f"{what}, which the torch backend does not use; choose a tensorrt backend")
             return None
         options = self.tensorrt or TensorRTConfig()

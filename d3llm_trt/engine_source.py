@@ -11,7 +11,7 @@ from d3llm_trt.files import require_directory
 from d3llm_trt.lookalikes import refuse_other_directory
 from d3llm_trt.manifest import MANIFEST_FILE, REBUILD, Check, Manifest, is_engine, load_manifest, verify_files
 from d3llm_trt.progress import OnProgress
-from d3llm_trt.settings import is_integer, require
+from d3llm_trt.settings import from_mapping, is_integer, require
 
 GIVE_EITHER = "give an engine or a checkpoint directory"
 
@@ -70,8 +70,8 @@ def check_model(
         manifest = load_manifest(path)
         _check_settings(manifest, backend, dtype, max_batch_size)
         return manifest
-    given = {"backend": backend, "dtype": dtype, "max_batch_size": max_batch_size}
-    return BuildConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    settings = {"backend": backend, "dtype": dtype, "max_batch_size": max_batch_size}
+    return from_mapping(BuildConfig, {name: value for name, value in settings.items() if value is not None}, "model")
 
 
 def _check_settings(manifest: Manifest, backend: str | None, dtype: str | None, max_batch_size: int | None) -> None:
@@ -82,6 +82,5 @@ def _check_settings(manifest: Manifest, backend: str | None, dtype: str | None, 
                 f"{name} is {value!r}, but the engine was built with {actual!r}; leave it out, or {REBUILD}"
             )
     top = build.max_batch_size
-    if max_batch_size is not None:
-        allowed = f"integers in 1..{top}, which the engine was built for"
-        require(is_integer(max_batch_size) and 1 <= max_batch_size <= top, "max_batch_size", max_batch_size, allowed)
+    sound = max_batch_size is None or is_integer(max_batch_size, 1, top)
+    require(sound, "max_batch_size", max_batch_size, f"integers in 1..{top}, which the engine was built for")

@@ -213,7 +213,7 @@ def _file_facts(name: str, facts: Any) -> FileFacts:
         raise ConfigError(f"files: {name} is {facts!r}; expected a sha256 and a size")
     if not isinstance(facts["sha256"], str) or not _SHA256.fullmatch(facts["sha256"]):
         raise ConfigError(f"files: sha256 of {name} is {facts['sha256']!r}; expected 64 hexadecimal digits")
-    if not is_integer(facts["size"]) or facts["size"] < 0:
+    if not is_integer(facts["size"], 0):
         raise ConfigError(f"files: size of {name} is {facts['size']!r}; expected a number of bytes")
     return FileFacts(facts["sha256"], facts["size"])
 

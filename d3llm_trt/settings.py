@@ -27,9 +27,9 @@ def require_path(name: str, value: object) -> None:
     require(isinstance(text, str) and text != "" and "\0" not in text, name, value, "a path, as str or Path")
 
 
-def is_integer(value: object) -> bool:
-    """Whether ``value`` is an int; a bool is not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_integer(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether ``value`` is an int from ``low`` to ``high``; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: object) -> bool:

@@ -12,16 +12,8 @@ from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 INVALID_ARGUMENT = 1
 
 
-def _pointers(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_void_p) for name in names.split()]
-
-
-def _sizes(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_int64) for name in names.split()]
-
-
-def _codes(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_int32) for name in names.split()]
+def _of(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
 
 
 class Params(ctypes.Structure):
@@ -36,9 +28,9 @@ class AttentionParams(Params):
 
     _fields_ = [
         ("struct_size", c_size_t),
-        *_pointers("qkv kv_cache out positions cu_window kv_lengths slots cos sin out_scale"),
-        *_sizes("tokens batch num_slots max_seq_len"),
-        *_codes("num_heads num_kv_heads head_dim dtype"),
+        *_of(c_void_p, "qkv kv_cache out positions cu_window kv_lengths slots cos sin out_scale"),
+        *_of(c_int64, "tokens batch num_slots max_seq_len"),
+        *_of(c_int32, "num_heads num_kv_heads head_dim dtype"),
     ]
 
 
@@ -47,37 +39,38 @@ class SelectParams(Params):
 
     _fields_ = [
         ("struct_size", c_size_t),
-        *_pointers("logits"),
-        *_sizes("rows vocab_size row_stride mask_id"),
-        *_pointers("entropy_eps temperature seed position number top_k top_p barred"),
-        *_pointers("greedy sampled entropy confidence logprob greedy_logprob"),
-        *_codes("dtype"),
+        *_of(c_void_p, "logits"),
+        *_of(c_int64, "rows vocab_size row_stride mask_id"),
+        *_of(c_void_p, "entropy_eps temperature seed position number top_k top_p barred"),
+        *_of(c_void_p, "greedy sampled entropy confidence logprob greedy_logprob"),
+        *_of(c_int32, "dtype"),
     ]
 
 
 class Settings(ctypes.Structure):
     """``d3llm_settings``."""
 
-    _fields_ = _pointers(" ".join(item.name for item in fields(RequestSettings)))
+    _fields_ = [(item.name, c_void_p) for item in fields(RequestSettings)]
 
 
 class Progress(ctypes.Structure):
     """``d3llm_progress``."""
 
-    _fields_ = _pointers(" ".join(item.name for item in fields(RequestProgress)))
+    _fields_ = [(item.name, c_void_p) for item in fields(RequestProgress)]
+
+
+_WITH_STATE = [("struct_size", c_size_t), ("settings", Settings), ("progress", Progress)]
 
 
 class GatherParams(Params):
     """``d3llm_gather_params``."""
 
     _fields_ = [
-        ("struct_size", c_size_t),
-        ("settings", Settings),
-        ("progress", Progress),
-        *_pointers("slots token_ids positions cu_window kv_lengths logit_rows chosen"),
-        *_pointers("entropy_eps temperature seed position number top_k top_p barred"),
-        *_sizes("batch num_slots max_seq_len width tokens rows"),
-        *_codes("shifted"),
+        *_WITH_STATE,
+        *_of(c_void_p, "slots token_ids positions cu_window kv_lengths logit_rows chosen"),
+        *_of(c_void_p, "entropy_eps temperature seed position number top_k top_p barred"),
+        *_of(c_int64, "batch num_slots max_seq_len width tokens rows"),
+        *_of(c_int32, "shifted"),
     ]
 
 
@@ -85,12 +78,10 @@ class CommitParams(Params):
     """``d3llm_commit_params``."""
 
     _fields_ = [
-        ("struct_size", c_size_t),
-        ("settings", Settings),
-        ("progress", Progress),
-        *_pointers("slots chosen greedy sampled entropy confidence logprob greedy_logprob summary"),
-        *_sizes("batch num_slots max_seq_len width rows mask_id"),
-        *_codes("family"),
+        *_WITH_STATE,
+        *_of(c_void_p, "slots chosen greedy sampled entropy confidence logprob greedy_logprob summary"),
+        *_of(c_int64, "batch num_slots max_seq_len width rows mask_id"),
+        *_of(c_int32, "family"),
     ]
 
 
@@ -99,10 +90,10 @@ class RmsNormParams(Params):
 
     _fields_ = [
         ("struct_size", c_size_t),
-        *_pointers("x residual weight sum_out out out_scale"),
-        *_sizes("rows hidden_size"),
+        *_of(c_void_p, "x residual weight sum_out out out_scale"),
+        *_of(c_int64, "rows hidden_size"),
         ("eps", c_float),
-        *_codes("dtype out_dtype"),
+        *_of(c_int32, "dtype out_dtype"),
     ]
 
 
@@ -111,9 +102,9 @@ class SiluMulParams(Params):
 
     _fields_ = [
         ("struct_size", c_size_t),
-        *_pointers("gate_up out out_scale"),
-        *_sizes("rows intermediate_size"),
-        *_codes("dtype out_dtype"),
+        *_of(c_void_p, "gate_up out out_scale"),
+        *_of(c_int64, "rows intermediate_size"),
+        *_of(c_int32, "dtype out_dtype"),
     ]
 
 

@@ -19,8 +19,8 @@ def commit(
 ) -> Tensor:
     """Commit what a pass selected and plan the next one, on the current CUDA stream; returns the summary ``[B, 5]``.
 
-    ``selected`` is select's of the candidates ``chosen[R]``, numbered as ``b * width + position`` in ascending order,
-    ``B * width`` for none; ``slots[B]`` and ``chosen`` are int64. Slots that do not exist, or that come again in
+    ``selected`` is what select gave for the candidates ``chosen[R]``, whose numbers ``b * width + position`` ascend;
+    ``B * width`` stands for none. ``slots[B]`` and ``chosen`` are int64. Slots that do not exist, or that come again in
     ``slots``, are left alone and their summary is zeros. Raises PluginError on tensors of another device, dtype, shape
     or layout.
     """

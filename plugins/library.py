@@ -45,15 +45,15 @@ def find(name: str = KERNELS) -> Path:
 
 
 def _folder() -> Path:
-    """Of the libraries: that in the environment variable, which may also name the kernels' file, else plugins/lib."""
-    asked = os.environ.get(VARIABLE)
-    if not asked:
+    """The folder of the libraries: the environment variable names it, or the kernels' file in it; else plugins/lib."""
+    setting = os.environ.get(VARIABLE)
+    if not setting:
         return FOLDER
-    path = Path(asked)
+    path = Path(setting)
     if not path.exists():
-        raise PluginError(f"{VARIABLE} is {asked!r}, which does not exist; {HOW_TO_BUILD}")
+        raise PluginError(f"{VARIABLE} is {setting!r}, which does not exist; {HOW_TO_BUILD}")
     if path.is_file() and path.name not in (KERNELS, TENSORRT):
-        raise PluginError(f"{VARIABLE} is {asked!r}; allowed: a folder with {KERNELS}, or that file itself")
+        raise PluginError(f"{VARIABLE} is {setting!r}; allowed: a folder with {KERNELS}, or that file itself")
     return path if path.is_dir() else path.parent
 
 
@@ -73,11 +73,11 @@ def open_library(path: Path) -> ctypes.CDLL:
     """A compiled library. Raises PluginError if it cannot be loaded, or is of another version than this package."""
     try:
         handle = ctypes.CDLL(str(path))
-        version = _function(handle, "version", ctypes.c_char_p)
+        version = _function(handle, "version", ctypes.c_char_p)().decode()
     except (OSError, AttributeError) as error:
         raise PluginError(f"{path}: cannot be loaded: {error}; {HOW_TO_BUILD}") from error
-    if (found := version().decode()) != __version__:
-        raise PluginError(f"{path} is version {found}, this package {__version__}; {HOW_TO_BUILD}")
+    if version != __version__:
+        raise PluginError(f"{path} is version {version}, this package {__version__}; {HOW_TO_BUILD}")
     return handle
 
 

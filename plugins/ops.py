@@ -15,43 +15,13 @@ from torch import Tensor
 
 from d3llm_trt.errors import PluginError
 from d3llm_trt.plugins import library, reference
-from d3llm_trt.plugins.c_structs import (
-    AttentionParams,
-    RmsNormParams,
-    SelectParams,
-    SiluMulParams,
-)
+from d3llm_trt.plugins.c_structs import AttentionParams, RmsNormParams, SelectParams, SiluMulParams
 from d3llm_trt.plugins.state_fields import END_IDS
 from d3llm_trt.plugins.tensors import address, dtype_code, launch
 
 HALF = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 128)
 MOST_HIDDEN = 16384
-
-_new_library: Any = torch.library.Library  # torch does not type it
-_library = _new_library("d3llm", "FRAGMENT")
-_library.define(
-    "window_attention(Tensor qkv, Tensor(a!) kv_cache, Tensor positions, Tensor cu_window, Tensor kv_lengths, "
-    "Tensor slots, Tensor cos, Tensor sin, Tensor? out_scale=None) -> Tensor"
-)
-_library.define(
-    "select(Tensor logits, int mask_id, Tensor entropy_eps, Tensor? temperature=None, Tensor? seed=None, "
-    "Tensor? position=None, Tensor? number=None, Tensor? top_k=None, Tensor? top_p=None, Tensor? barred=None) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define("rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor")
-_library.define(
-    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)"
-)
-_library.define("silu_mul(Tensor gate_up, Tensor? out_scale=None) -> Tensor")
-
-# What to call: as the functions of the same name in reference.py; select takes the fields of
-# SampleKeys and of Limits, then barred.
-window_attention = torch.ops.d3llm.window_attention.default
-select = torch.ops.d3llm.select.default
-rms_norm = torch.ops.d3llm.rms_norm.default
-add_rms_norm = torch.ops.d3llm.add_rms_norm.default
-silu_mul = torch.ops.d3llm.silu_mul.default
 
 
 def is_compiled(op: str, dtype: torch.dtype, width: int = 0) -> bool:
@@ -73,7 +43,7 @@ def _have_kernels() -> bool:
 
 
 class AttentionInputs(NamedTuple):
-    """The arguments of ``window_attention`` in their order: see the function of that name in reference.py."""
+    """The arguments of ``window_attention`` in their order, as reference.py describes them."""
 
     qkv: Tensor
     kv_cache: Tensor
@@ -86,9 +56,9 @@ class AttentionInputs(NamedTuple):
     out_scale: Tensor | None = None
 
 
-def attention_params(given: AttentionInputs, out: Tensor) -> AttentionParams:
+def attention_params(inputs: AttentionInputs, out: Tensor) -> AttentionParams:
     """The C struct over these tensors, which must outlive its use. Raises PluginError on a tensor that does not fit."""
-    qkv, kv_cache, positions, cu_window, kv_lengths, slots, cos, sin, out_scale = given
+    qkv, kv_cache, positions, cu_window, kv_lengths, slots, cos, sin, out_scale = inputs
     (num_slots, _, kv_heads, max_seq_len, head_dim), tokens, batch = kv_cache.shape, len(qkv), len(slots)
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     table = (max_seq_len, head_dim // 2)
@@ -106,7 +76,7 @@ def attention_params(given: AttentionInputs, out: Tensor) -> AttentionParams:
         slots=pointer("slots", slots, torch.int64, batch),
         cos=pointer("cos", cos[:max_seq_len], torch.float32, *table),
         sin=pointer("sin", sin[:max_seq_len], torch.float32, *table),
-        out_scale=_scale_pointer("window_attention", out_scale, qkv.device),
+        out_scale=_scale_address("window_attention", out_scale, qkv.device),
         tokens=tokens,
         batch=batch,
         num_slots=num_slots,
@@ -118,25 +88,22 @@ def attention_params(given: AttentionInputs, out: Tensor) -> AttentionParams:
     )
 
 
-def _new_attended(given: AttentionInputs) -> Tensor:
-    qkv, cache = given.qkv, given.kv_cache
+def _new_attended(*tensors: Any) -> Tensor:
+    inputs = AttentionInputs(*tensors)
+    qkv, cache = inputs.qkv, inputs.kv_cache
     width = qkv.shape[1] - 2 * cache.shape[2] * cache.shape[4]
-    return qkv.new_empty(len(qkv), width, dtype=_out_dtype(qkv, given.out_scale))
+    return qkv.new_empty(len(qkv), width, dtype=_out_dtype(qkv, inputs.out_scale))
 
 
-def _window_attention_cuda(given: AttentionInputs) -> Tensor:
-    if not is_compiled("window_attention", given.qkv.dtype, given.kv_cache.shape[4]):
-        return reference.window_attention(*given)
-    given, out = given._replace(qkv=given.qkv.contiguous()), _new_attended(given)
-    if len(given.slots) == 0:
+def _window_attention_cuda(qkv: Tensor, *others: Any) -> Tensor:
+    inputs = AttentionInputs(qkv.contiguous(), *others)
+    if not is_compiled("window_attention", qkv.dtype, inputs.kv_cache.shape[4]):
+        return reference.window_attention(*inputs)
+    out = _new_attended(*inputs)
+    if len(inputs.slots) == 0:
         return out.zero_()
-    launch("window_attention", attention_params(given, out), given.qkv.device)
+    launch("window_attention", attention_params(inputs, out), qkv.device)
     return out
-
-
-def _flat(function: Callable[[AttentionInputs], Tensor]) -> Callable[..., Tensor]:
-    """The function as torch calls it, with one argument after the other."""
-    return lambda *tensors: function(AttentionInputs(*tensors))
 
 
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -147,7 +114,7 @@ _OPTIONAL = (*_RANDOM, *_LIMITS, "barred")
 _FLOATS = {"entropy_eps": torch.float32, "temperature": torch.float32, "top_p": torch.float64}
 
 
-def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None, **__: Tensor | None) -> Six:
+def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor | None) -> Six:
     rows = len(logits)
     greedy, sampled = (logits.new_empty(rows, dtype=torch.int64) for _ in range(2))
     entropy, confidence, logprob, greedy_logprob = (logits.new_empty(rows, dtype=torch.float32) for _ in range(4))
@@ -157,14 +124,20 @@ def _new_selected(logits: Tensor, mask_id: int, entropy_eps: Tensor, *_: Tensor 
 def _select_cpu(logits: Tensor, mask_id: int, entropy_eps: Tensor, *optional: Tensor | None) -> Six:
     if not 0 <= mask_id < logits.shape[-1]:
         raise PluginError(f"select: mask_id is {mask_id}; allowed: 0 to {logits.shape[-1] - 1}")
-    given = _given(optional)
-    if 0 < len(given.keys() & set(_RANDOM)) < len(_RANDOM):
+    tensors = _by_name(optional)
+    random, limits = ([tensors[name] for name in names if name in tensors] for names in (_RANDOM, _LIMITS))
+    if len(random) not in (0, len(_RANDOM)):
         raise PluginError("select: temperature, seed, position and number go together; give all or none")
-    if len(given.keys() & set(_LIMITS)) == 1:
+    if len(limits) == 1:
         raise PluginError("select: top_k and top_p go together; give both or none")
-    keys = reference.SampleKeys(*(given[name] for name in _RANDOM)) if "temperature" in given else None
-    limits = reference.Limits(*(given[name] for name in _LIMITS)) if "top_k" in given else None
-    chosen = reference.select(logits, mask_id, entropy_eps, keys, limits, given.get("barred"))
+    chosen = reference.select(
+        logits,
+        mask_id,
+        entropy_eps,
+        reference.SampleKeys(*random) if random else None,
+        reference.Limits(*limits) if limits else None,
+        tensors.get("barred"),
+    )
     # An op's results are tensors of their own.
     sampled = chosen.sampled.clone() if chosen.sampled is chosen.greedy else chosen.sampled
     scores = (chosen.entropy, chosen.confidence, chosen.logprob, chosen.greedy_logprob)
@@ -172,8 +145,8 @@ def _select_cpu(logits: Tensor, mask_id: int, entropy_eps: Tensor, *optional: Te
     return chosen.greedy, sampled, entropy, confidence, logprob, greedy_logprob
 
 
-def _given(optional: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
-    """Those of select's optional arguments that are there, by name."""
+def _by_name(optional: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    """The optional arguments of select that are there."""
     return {name: tensor for name, tensor in zip(_OPTIONAL, optional, strict=False) if tensor is not None}
 
 
@@ -188,7 +161,7 @@ def _select_cuda(logits: Tensor, mask_id: int, entropy_eps: Tensor, *optional: T
         shape = (rows, END_IDS) if name == "barred" else (rows,)
         return address(f"select: {name}", tensor, _FLOATS.get(name, torch.int64), shape, logits.device)
 
-    given = {"entropy_eps": entropy_eps, **_given(optional)}
+    inputs = {"entropy_eps": entropy_eps, **_by_name(optional)}
     outputs = _new_selected(logits, mask_id, entropy_eps)
     names = ("greedy", "sampled", "entropy", "confidence", "logprob", "greedy_logprob")
     params = SelectParams(
@@ -198,7 +171,7 @@ def _select_cuda(logits: Tensor, mask_id: int, entropy_eps: Tensor, *optional: T
         row_stride=logits.stride(0) if rows > 1 else vocab,
         mask_id=mask_id,
         dtype=dtype_code(logits.dtype),
-        **{name: pointer(name, tensor) for name, tensor in given.items()},
+        **{name: pointer(name, tensor) for name, tensor in inputs.items()},
         **{name: tensor.data_ptr() for name, tensor in zip(names, outputs, strict=True)},
     )
     launch("select", params, logits.device)
@@ -219,10 +192,8 @@ def _out_dtype(x: Tensor, out_scale: Tensor | None) -> torch.dtype:
     return x.dtype if out_scale is None else torch.float8_e4m3fn
 
 
-def _scale_pointer(name: str, out_scale: Tensor | None, device: torch.device) -> int | None:
-    if out_scale is None:
-        return None
-    return address(f"{name}: out_scale", out_scale.view(-1), torch.float32, (1,), device)
+def _scale_address(op: str, scale: Tensor | None, device: torch.device) -> int | None:
+    return None if scale is None else address(f"{op}: out_scale", scale.view(-1), torch.float32, (1,), device)
 
 
 def _norm(
@@ -234,7 +205,7 @@ def _norm(
         x=x.data_ptr(),
         weight=address("rms_norm: weight", weight, x.dtype, (hidden,), device),
         out=out.data_ptr(),
-        out_scale=_scale_pointer("rms_norm", out_scale, device),
+        out_scale=_scale_address("rms_norm", out_scale, device),
         rows=x.numel() // hidden,
         hidden_size=hidden,
         eps=eps,
@@ -274,7 +245,7 @@ def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
     params = SiluMulParams(
         gate_up=gate_up.data_ptr(),
         out=out.data_ptr(),
-        out_scale=_scale_pointer("silu_mul", out_scale, gate_up.device),
+        out_scale=_scale_address("silu_mul", out_scale, gate_up.device),
         rows=gate_up.numel() // gate_up.shape[-1],
         intermediate_size=out.shape[-1],
         dtype=dtype_code(gate_up.dtype),
@@ -284,13 +255,31 @@ def _silu_mul_cuda(gate_up: Tensor, out_scale: Tensor | None = None) -> Tensor:
     return out
 
 
-for _name, _cpu, _cuda, _meta in (
-    ("window_attention", reference.window_attention, _flat(_window_attention_cuda), _flat(_new_attended)),
-    ("select", _select_cpu, _select_cuda, _new_selected),
-    ("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed),
-    ("add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added),
-    ("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated),
-):
-    _library.impl(_name, _cpu, "CPU")
-    _library.impl(_name, _cuda, "CUDA")
-    _library.impl(_name, _meta, "Meta")
+_library: Any = torch.library.Library("d3llm", "FRAGMENT")  # type: ignore[no-untyped-call]
+_Road = Callable[..., Any]
+
+
+def _op(name: str, cpu: _Road, cuda: _Road, meta: _Road, schema: str = "", changes: tuple[str, ...] = ()) -> Any:
+    """Define an op, and return what to call. Its schema is by default that of ``cpu``, which writes to ``changes``."""
+    _library.define(name + (schema or torch.library.infer_schema(cpu, mutates_args=changes)))
+    for key, road in (("CPU", cpu), ("CUDA", cuda), ("Meta", meta)):
+        _library.impl(name, road, key)
+    return getattr(torch.ops.d3llm, name).default
+
+
+# Call these like the functions of the same name in reference.py; select takes the fields of
+# SampleKeys and of Limits, then ``barred``.
+window_attention: Callable[..., Tensor] = _op(
+    "window_attention", reference.window_attention, _window_attention_cuda, _new_attended, changes=("kv_cache",)
+)
+_SELECT = (
+    "(Tensor logits, int mask_id, Tensor entropy_eps, Tensor? temperature=None, Tensor? seed=None, "
+    "Tensor? position=None, Tensor? number=None, Tensor? top_k=None, Tensor? top_p=None, Tensor? barred=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+select = _op("select", _select_cpu, _select_cuda, _new_selected, _SELECT)
+rms_norm: Callable[..., Tensor] = _op("rms_norm", reference.rms_norm, _rms_norm_cuda, _new_normed)
+add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = _op(
+    "add_rms_norm", reference.add_rms_norm, _add_rms_norm_cuda, _new_added
+)
+silu_mul: Callable[..., Tensor] = _op("silu_mul", reference.silu_mul, _silu_mul_cuda, _new_gated)

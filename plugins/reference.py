@@ -13,15 +13,13 @@ from torch import Tensor
 from d3llm_trt.plugins.gumbel import UNIFORM_BITS, SampleKeys, gumbel_noise, gumbel_of_bits
 from d3llm_trt.plugins.nucleus import Limits, kept_tokens
 
-FP8_MAX = 448.0  # of float8_e4m3fn
-FINE_EPS, COARSE_EPS = 1e-12, 1e-8  # inside the logarithm of the entropy (spec T10)
-
 __all__ = [
     "FP8_MAX", "UNIFORM_BITS", "Limits", "SampleKeys", "Selected", "add_rms_norm", "fp8_linear", "fp8_scale",
     "gumbel_noise", "gumbel_of_bits", "rms_norm", "rotate", "select", "silu_mul", "to_fp8", "window_attention",
 ]  # fmt: skip
 
-FP8_MAX = 448.0  # of float8_e4m3fn
+FP8_MAX = 448.0  # the largest value of float8_e4m3fn
+FINE_EPS, COARSE_EPS = 1e-12, 1e-8  # inside the logarithm of the entropy (spec T10)
 _CACHED = 1 << 17  # logits whose noise is made at once
 Values = TypeVar("Values", SampleKeys, Limits)
 
@@ -42,10 +40,10 @@ def window_attention(
     Args:
         qkv: ``[T, (heads + 2 kv_heads) * d]``; window b is rows ``[cu_window[b], cu_window[b + 1])``.
         kv_cache: ``[slots, 2, kv_heads, max_seq, d]``, changed.
-        positions: absolute ones, ``[T]``.
-        kv_lengths: of the cache rows that each window attends to, ``[B]``; ``slots[B]`` is where its request lives.
+        positions: the absolute position of each row, ``[T]``.
+        kv_lengths: how many cache rows each window attends to, ``[B]``; ``slots[B]`` is where its request lives.
         cos, sin: ``[max_seq, d / 2]`` in float32.
-        out_scale: of an output in FP8.
+        out_scale: the unit of an output in FP8; without it the output is in the dtype of ``qkv``.
 
     Rows behind the last window come out as zeros. Reads the window layout on the host.
     """

@@ -18,7 +18,7 @@ BY_END, BY_POSITION, BY_BLOCK = {"per": "end"}, {"per": "position"}, {"per": "bl
 
 @dataclass(frozen=True)
 class RequestSettings:
-    """What each request asked for, ``[B]`` each; does not change while it is decoded.
+    """The settings of each request, ``[B]`` each, which do not change while it is decoded.
 
     ``algorithm`` indexes ``ALGORITHMS``. ``end_ids[B, 8]`` end the answer, NO_TOKEN behind the last of them; ``eos_id``
     fills what is behind its end, and is NO_TOKEN without early stop; none of the end ids stands in the first

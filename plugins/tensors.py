@@ -12,7 +12,10 @@ from d3llm_trt.plugins.c_structs import Params
 
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> int:
-    """Of what a kernel reads or writes. Raises PluginError on another dtype, shape, device or layout."""
+    """The address of a tensor that a kernel reads or writes.
+
+    Raises PluginError on another dtype, shape, device or layout than the kernel takes.
+    """
     if tensor.dtype == dtype and tensor.shape == shape and tensor.device == device and tensor.is_contiguous():
         return tensor.data_ptr()
     layout = "contiguous" if tensor.is_contiguous() else "strided"

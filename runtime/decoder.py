@@ -18,7 +18,7 @@ class Decoder:
     """Requests enter and leave slots between steps; all slots named in a step advance by one pass."""
 
     def __init__(self, stepper: Stepper) -> None:
-        self.spec = stepper.spec
+        self.spec = stepper.engine.spec
         self._stepper = stepper
         self._occupants: dict[int, Occupant] = {}
 
@@ -53,7 +53,7 @@ class Decoder:
 
     @property
     def reports(self) -> Mapping[int, SlotReport]:
-        """By slot, the report of its request's last pass."""
+        """The report of the last pass of each request, by slot."""
         return {slot: occupant.report for slot, occupant in self._occupants.items()}
 
     def read(self, slots: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -64,8 +64,7 @@ class Decoder:
         with self._stepper.on_stream():
             rows = torch.tensor(slots, device=progress.canvas.device)
             width = max(lengths)
-            both = torch.stack((progress.canvas[rows, :width], progress.commit_steps[rows, :width])).cpu()
-        canvases, steps = both[0], both[1]
+            canvases, steps = torch.stack((progress.canvas[rows, :width], progress.commit_steps[rows, :width])).cpu()
         return [(canvases[row, :length].tolist(), steps[row, :length].tolist()) for row, length in enumerate(lengths)]
 
     def read_logprobs(self, slots: Sequence[int]) -> list[list[float]]:
@@ -79,9 +78,9 @@ class Decoder:
 
     def close(self) -> None:
         """The engine is not used any more."""
-        self._stepper.close()
+        self._stepper.engine.close()
 
 
 def engine_failure(error: BaseException) -> EngineError:
-    """What requests are told of whatever an engine raised."""
+    """The error of the requests that an engine ran when it raised ``error``."""
     return EngineError(f"the engine failed: {type(error).__name__}: {error}")

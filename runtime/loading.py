@@ -50,15 +50,8 @@ def load_engine(
     directory: Path, manifest: Manifest, *, device: torch.device, max_batch_size: int | None = None
 ) -> Engine:
     """The engine in a verified directory. Raises ConfigError or EngineError."""
-    spec = _spec(manifest, device, max_batch_size)
-    if manifest.backend == "torch":
-        return TorchEngine.load(directory, manifest, spec)
-    return load_tensorrt_engine(directory, manifest, spec)
-
-
-def _spec(manifest: Manifest, device: torch.device, max_batch_size: int | None) -> EngineSpec:
     build = manifest.build_config
-    return EngineSpec(
+    spec = EngineSpec(
         model_config=manifest.model_config,
         backend=manifest.backend,
         dtype=torch_dtype(build.dtype),
@@ -68,6 +61,9 @@ def _spec(manifest: Manifest, device: torch.device, max_batch_size: int | None) 
         max_num_tokens=build.max_num_tokens,
         quantization=build.quantization,
     )
+    if manifest.backend == "torch":
+        return TorchEngine.load(directory, manifest, spec)
+    return load_tensorrt_engine(directory, manifest, spec)
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:

@@ -11,7 +11,7 @@ from d3llm_trt.config import EngineConfig
 from d3llm_trt.errors import EngineError
 from d3llm_trt.model.config import ModelConfig
 
-# Bytes of a CUDA context's libraries, graphs, and what allocators round up.
+# Bytes for the libraries of a CUDA context, for graphs, and for what allocators round up.
 RESERVE = 512 << 20
 
 
@@ -27,34 +27,28 @@ def check_memory(
         return
     batch, free = max_batch_size or settings.max_batch_size, _free_bytes(device)
     planned = _capacity(config, settings, batch)
-    if _needed(planned) <= free:
+    needed = planned.at_run_time + RESERVE
+    if needed <= free:
         return
+    most = largest_batch(config, settings, batch, free)
+    smaller_engine = "use a GPU with more memory, quantization='fp8', or build with a lower max_seq_len"
     raise EngineError(
-        f"max_batch_size {batch} x max_seq_len {settings.max_seq_len} takes {shown_bytes(_needed(planned))} (weights "
+        f"max_batch_size {batch} x max_seq_len {settings.max_seq_len} takes {shown_bytes(needed)} (weights "
         f"{shown_bytes(planned.weights)}, KV cache {shown_bytes(planned.kv_cache)}, activations "
         f"{shown_bytes(planned.activations)}), and {device} has {shown_bytes(free)} free; "
-        + _remedy(largest_batch(config, settings, batch, free))
+        + (f"max_batch_size up to {most} fits" if most else smaller_engine)
     )
 
 
 def largest_batch(config: ModelConfig, settings: EngineConfig, most: int, free: int) -> int:
     """The most slots, up to ``most``, with which the engine fits ``free`` bytes; 0 if none does."""
-    return next((size for size in range(most, 0, -1) if _needed(_capacity(config, settings, size)) <= free), 0)
+    sizes = range(most, 0, -1)
+    return next((size for size in sizes if _capacity(config, settings, size).at_run_time + RESERVE <= free), 0)
 
 
 def _capacity(config: ModelConfig, settings: EngineConfig, batch: int) -> Capacity:
     tokens = min(settings.max_num_tokens, batch * settings.max_seq_len)
     return estimate(config, replace(settings, max_batch_size=batch, max_num_tokens=tokens))
-
-
-def _needed(capacity: Capacity) -> int:
-    return capacity.weights + capacity.kv_cache + capacity.activations + RESERVE
-
-
-def _remedy(batch: int) -> str:
-    if batch:
-        return f"max_batch_size up to {batch} fits"
-    return "use a GPU with more memory, quantization='fp8', or build with a lower max_seq_len"
 
 
 def _free_bytes(device: torch.device) -> int:

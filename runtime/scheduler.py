@@ -43,7 +43,7 @@ class Scheduler:
 
     @property
     def load(self) -> tuple[int, int]:
-        """Requests that wait, and those that have a slot; may be asked for by any thread."""
+        """How many requests wait, and how many have a slot; any thread may ask."""
         return len(self._waiting), len(self._running)
 
     @property
@@ -77,10 +77,10 @@ class Scheduler:
             return
         try:
             reports = dict(zip(slots, self._decoder.step(slots), strict=True))
-            looked_at = [slot for slot in slots if self._looks_at(slot, reports[slot])]
-            canvases = dict(zip(looked_at, self._decoder.read(looked_at), strict=True))
-            told = [slot for slot in looked_at if self._running[slot][0].params.tells_logprobs]
-            logprobs = dict(zip(told, self._decoder.read_logprobs(told), strict=True))
+            visible = [slot for slot in slots if self._looks_at(slot, reports[slot])]
+            canvases = dict(zip(visible, self._decoder.read(visible), strict=True))
+            scored = [slot for slot in visible if self._running[slot][0].params.tells_logprobs]
+            logprobs = dict(zip(scored, self._decoder.read_logprobs(scored), strict=True))
         except Exception as error:  # noqa: BLE001 (whatever an engine raises must reach the requests it ran)
             self._failures_in_a_row += 1
             self.fail_running(engine_failure(error))
@@ -133,7 +133,8 @@ class Scheduler:
         request, answer = self._running[slot]
         answer.note_pass()
         if report.failed:
-            output = answer.failure(_not_numbers(report.passes))
+            fix = "check the weights, or use a wider dtype"
+            output = answer.failure(EngineError(f"pass {report.passes} gave logits that are not numbers; {fix}"))
         elif canvas is not None:
             output = self._output(answer, *canvas, report.done, logprobs)
         else:
@@ -170,7 +171,3 @@ class Scheduler:
             request.sink(output)
         except Exception:  # noqa: BLE001 (it is logged, and it is not the scheduler's)
             _LOG.exception("the sink of request %s failed", request.request_id)
-
-
-def _not_numbers(passes: int) -> EngineError:
-    return EngineError(f"pass {passes} gave logits that are not numbers; check the weights, or use a wider dtype")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from d3llm_trt.errors import EngineError
 from d3llm_trt.runtime.request import Request
@@ -32,11 +33,8 @@ class Worker:
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; nothing happens if it is finished or the worker is closed."""
-        with self._changed:
-            if self._closed or self._failure is not None:
-                return
-            self._errands.append(lambda: self._scheduler.cancel(request_id))
-            self._changed.notify()
+        with suppress(EngineError):
+            self._send(lambda: self._scheduler.cancel(request_id))
 
     @property
     def healthy(self) -> bool:
@@ -45,7 +43,7 @@ class Worker:
 
     @property
     def load(self) -> tuple[int, int]:
-        """Requests that wait, and those that run."""
+        """How many requests wait, and how many run."""
         return self._scheduler.load
 
     def close(self) -> None:

@@ -1,9 +1,13 @@
-"""Attention lowered two ways: TensorRT's own on padded windows, or our plugin on packed ones."""
+"""Attention lowered two ways: TensorRT's own on padded windows, or our plugin on packed ones.
+
+Both take fused rows ``[..., (heads + 2 kv_heads) * d]`` to ``[..., heads * d]``: RoPE, the write of the window's K/V,
+and attention to ``[0, kv_length)`` without a causal mask.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +23,9 @@ from d3llm_trt.plugins.tensorrt_plugin import NAME, load_plugin
 WITHOUT_FUSED_KERNELS = (torch.float32,)
 
 
-class Attention(Protocol):
-    """RoPE, write of the window's K/V, and attention to ``[0, kv_length)`` without a causal mask."""
-
-    def lower(self, name: str, layer: int, qkv: Any) -> Any:
-        """Fused rows ``[..., (heads + 2 kv_heads) * d]`` -> ``[..., heads * d]``."""
-        ...
-
-
 @dataclass(frozen=True)
 class Inputs:
-    """Network inputs that attention reads: see ``network.py`` for shapes."""
+    """Network inputs that attention reads, with the shapes of ``network.py``."""
 
     positions: Any
     window: Any
@@ -65,7 +61,6 @@ class NativeAttention:
         return low.reshape("mask", low.binary("mask.inside", at, "LESS", lengths), (0, 1, 1, cache_positions))
 
     def lower(self, name: str, layer: int, qkv: Any) -> Any:
-        """See :class:`Attention`."""
         low, heads, kv_heads = self._low, self._config.num_heads, self._config.num_kv_heads
         split = (0, 0, heads + 2 * kv_heads, self._config.head_dim)
         rows = low.reshape(f"{name}.heads", qkv, split, after=(0, 2, 1, 3))
@@ -118,19 +113,15 @@ class PluginAttention:
         self._low = lowering
         self._config = config
         self._inputs = inputs
-        self._creator = self._find_creator()
+        try:
+            self._creator = load_plugin(lowering.network.builder.get_plugin_registry())
+        except PluginError as error:
+            raise BuildError(f"attention is 'plugin', which needs its library: {error}") from error
         cos, sin = rotary_tables(config, cache_positions)
         self._tables = (lowering.constant("rope.cos", cos), lowering.constant("rope.sin", sin))
         self.updated: list[tuple[Any]] = []
 
-    def _find_creator(self) -> Any:
-        try:
-            return load_plugin(self._low.network.builder.get_plugin_registry())
-        except PluginError as error:
-            raise BuildError(f"attention is 'plugin', which needs its library: {error}") from error
-
     def lower(self, name: str, layer: int, qkv: Any) -> Any:
-        """See :class:`Attention`."""
         inputs = self._inputs
         tensors = [qkv, *inputs.caches[layer], inputs.positions, inputs.window, inputs.kv_lengths, inputs.slots]
         plugin = self._creator.create_plugin(name, self._fields(), self._low.trt.TensorRTPhase.BUILD)
@@ -141,11 +132,7 @@ class PluginAttention:
         return made.get_output(0)
 
     def _fields(self) -> Any:
-        trt, config = self._low.trt, self._config
-        values = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
-        return trt.PluginFieldCollection(
-            [
-                trt.PluginField(name, np.array([value], dtype=np.int32), trt.PluginFieldType.INT32)
-                for name, value in values.items()
-            ]
-        )
+        trt, kind = self._low.trt, self._low.trt.PluginFieldType.INT32
+        values = {name: getattr(self._config, name) for name in ("num_heads", "num_kv_heads", "head_dim")}
+        items = [trt.PluginField(name, np.array([value], dtype=np.int32), kind) for name, value in values.items()]
+        return trt.PluginFieldCollection(items)

@@ -50,7 +50,7 @@ def padded_bindings(config: ModelConfig, settings: EngineConfig) -> list[Binding
     points = [(slots, tokens) for slots in batches for tokens in buckets]
     cache, dtype = (config.num_kv_heads, settings.max_seq_len, config.head_dim), torch_dtype(settings.dtype)
     rows = [((few, short), (many, long)) for (few, many), (short, long) in points]
-    wanted = [((1,), (many * long,)) for (_, many), (_, long) in points]
+    scored = [((1,), (many * long,)) for (_, many), (_, long) in points]
     per_slot = [((few,), (many,)) for (few, many), _ in points]
     per_cache = [((few, *cache), (many, *cache)) for (few, many), _ in points]
     names = [f"{kind}_cache.{layer}" for layer in range(config.num_layers) for kind in "kv"]
@@ -59,7 +59,7 @@ def padded_bindings(config: ModelConfig, settings: EngineConfig) -> list[Binding
         _binding("positions", torch.int64, (-1, -1), rows),
         _binding("window_starts", torch.int32, (-1,), per_slot),
         _binding("kv_lengths", torch.int32, (-1,), per_slot),
-        _binding("logit_rows", torch.int64, (-1,), wanted),
+        _binding("logit_rows", torch.int64, (-1,), scored),
         *(_binding(name, dtype, (-1, *cache), per_cache) for name in names),
     ]
 
@@ -72,7 +72,7 @@ def packed_bindings(config: ModelConfig, settings: EngineConfig) -> list[Binding
     spans, batch = _spans(settings.plan.token_buckets), settings.max_batch_size
     cache, dtype = (batch, 2, config.num_kv_heads, settings.max_seq_len, config.head_dim), torch_dtype(settings.dtype)
     rows = [((short,), (long,)) for short, long in spans]
-    wanted = [((1,), (long,)) for _, long in spans]
+    scored = [((1,), (long,)) for _, long in spans]
     per_slot, edges = [((1,), (batch,))] * len(spans), [((2,), (batch + 1,))] * len(spans)
     fixed = [(cache, cache)] * len(spans)
     return [
@@ -81,7 +81,7 @@ def packed_bindings(config: ModelConfig, settings: EngineConfig) -> list[Binding
         _binding("cu_window", torch.int64, (-1,), edges),
         _binding("kv_lengths", torch.int64, (-1,), per_slot),
         _binding("slots", torch.int64, (-1,), per_slot),
-        _binding("logit_rows", torch.int64, (-1,), wanted),
+        _binding("logit_rows", torch.int64, (-1,), scored),
         *(_binding(f"kv_cache.{layer}", dtype, cache, fixed) for layer in range(config.num_layers)),
     ]
 
@@ -105,29 +105,25 @@ def build_network(
     low = Lowering(trt, builder.create_network(flags))
     make = padded_bindings if settings.plan.attention == "native" else packed_bindings
     bindings = make(config, settings)
-    given = {
-        binding.name: low.network.add_input(binding.name, low.dtype(binding.dtype), binding.shape)
-        for binding in bindings
-    }
-    attention, outputs = _attention(low, config, settings, given)
+    inputs = {item.name: low.network.add_input(item.name, low.dtype(item.dtype), item.shape) for item in bindings}
+    attention, stems = _attention(low, config, settings, inputs)
     ops = TensorRTOps(low, config, weights, torch_dtype(settings.dtype), attention)
-    logits = forward(config, ops, given["token_ids"], given["logit_rows"])
-    _mark(low, logits, "logits")
+    _mark(low, forward(config, ops, inputs["token_ids"], inputs["logit_rows"]), "logits")
     for layer, updated in enumerate(attention.updated):
-        for name, tensor in zip(outputs, updated, strict=True):
-            _mark(low, tensor, f"{name}.{layer}.updated")
+        for stem, tensor in zip(stems, updated, strict=True):
+            _mark(low, tensor, f"{stem}.{layer}.updated")
     return BuiltNetwork(low, tuple(bindings))
 
 
 def _attention(
-    low: Lowering, config: ModelConfig, settings: EngineConfig, given: dict[str, Any]
+    low: Lowering, config: ModelConfig, settings: EngineConfig, tensors: dict[str, Any]
 ) -> tuple[NativeAttention | PluginAttention, tuple[str, ...]]:
     """The chosen attention, and the stems of its cache inputs."""
     native = settings.plan.attention == "native"
     stems = ("k_cache", "v_cache") if native else ("kv_cache",)
-    caches = [tuple(given[f"{stem}.{layer}"] for stem in stems) for layer in range(config.num_layers)]
-    window = given["window_starts" if native else "cu_window"]
-    inputs = Inputs(given["positions"], window, given["kv_lengths"], given.get("slots"), caches)
+    caches = [tuple(tensors[f"{stem}.{layer}"] for stem in stems) for layer in range(config.num_layers)]
+    window = tensors["window_starts" if native else "cu_window"]
+    inputs = Inputs(tensors["positions"], window, tensors["kv_lengths"], tensors.get("slots"), caches)
     if native:
         return NativeAttention(low, config, settings, inputs), stems
     return PluginAttention(low, config, inputs, settings.max_seq_len), stems

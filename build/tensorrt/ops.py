@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d3llm_trt.build.tensorrt.attention import Attention
+from d3llm_trt.build.tensorrt.attention import NativeAttention, PluginAttention
 from d3llm_trt.build.tensorrt.lowering import Lowering
 from d3llm_trt.model.config import ModelConfig
 
@@ -20,7 +20,7 @@ class TensorRTOps:
         lowering: the network under construction.
         config: the model.
         weights: packed weights by name, in the network's dtype or as :func:`packed_tensors` has them for fp8.
-        dtype: of activations and logits.
+        dtype: the type of activations and logits.
         attention: how attention is lowered.
     """
 
@@ -30,7 +30,7 @@ class TensorRTOps:
         config: ModelConfig,
         weights: Mapping[str, Tensor],
         dtype: torch.dtype,
-        attention: Attention,
+        attention: NativeAttention | PluginAttention,
     ) -> None:
         self._low = lowering
         self._config = config
@@ -39,35 +39,29 @@ class TensorRTOps:
         self._attention = attention
 
     def embedding(self, name: str, ids: Any) -> Any:
-        """See :class:`Ops`."""
         table = self._weight(f"{name}.weight")
         return self._low.output(name, self._low.network.add_gather(table, ids, 0))
 
     def linear(self, name: str, x: Any) -> Any:
-        """See :class:`Ops`. With scales, input and weight go through FP8, which TensorRT fuses with the product."""
-        weight_name, rank = f"{name}.weight", len(x.shape)
-        weight = self._weight(weight_name, rank)
-        if f"{name}.weight_scale" in self._weights:
-            weight = self._dequantized(weight_name, weight, self._weights[f"{name}.weight_scale"])
-            x = self._through_fp8(f"{name}.input", x, self._weights[f"{name}.input_scale"])
-        product = self._low.matmul(name, x, weight)
+        """With scales, input and weight go through FP8, which TensorRT fuses with the product."""
+        low, rank, scales = self._low, len(x.shape), (f"{name}.weight_scale", f"{name}.input_scale")
+        weight = self._weight(f"{name}.weight", rank)
+        if scales[0] in self._weights:
+            weight_scale, scale = (self._weights[scale] for scale in scales)
+            weight = self._dequantize(f"{name}.weight", weight, low.weight(f"{name}.weight.scale", weight_scale))
+            factor = low.weight(f"{name}.input.scale", scale)
+            quantized = low.output(f"{name}.input.quantize", low.network.add_quantize(x, factor, low.trt.fp8))
+            x = self._dequantize(f"{name}.input", quantized, factor)
+        product = low.matmul(name, x, weight)
         if f"{name}.bias" not in self._weights:
             return product
-        return self._low.binary(f"{name}.add_bias", product, "SUM", self._weight(f"{name}.bias", rank))
-
-    def _through_fp8(self, name: str, x: Any, scale: Tensor) -> Any:
-        factor = self._low.weight(f"{name}.scale", scale)
-        quantized = self._low.network.add_quantize(x, factor, self._low.trt.fp8)
-        return self._dequantize(f"{name}.dequantize", self._low.output(f"{name}.quantize", quantized), factor)
-
-    def _dequantized(self, name: str, weight: Any, scale: Tensor) -> Any:
-        return self._dequantize(f"{name}.dequantize", weight, self._low.weight(f"{name}.scale", scale))
+        return low.binary(f"{name}.add_bias", product, "SUM", self._weight(f"{name}.bias", rank))
 
     def _dequantize(self, name: str, x: Any, factor: Any) -> Any:
-        return self._low.output(name, self._low.network.add_dequantize(x, factor, self._low.dtype(self._dtype)))
+        layer = self._low.network.add_dequantize(x, factor, self._low.dtype(self._dtype))
+        return self._low.output(f"{name}.dequantize", layer)
 
     def rms_norm(self, name: str, x: Any, feeds: str) -> Any:
-        """See :class:`Ops`; statistics in float32, cast back before the weight."""
         low, rank = self._low, len(x.shape)
         full = low.cast(f"{name}.to_float32", x, torch.float32)
         squares = low.binary(f"{name}.square", full, "PROD", full)
@@ -80,16 +74,13 @@ class TensorRTOps:
         return low.binary(name, normed, "PROD", self._weight(f"{name}.weight", rank))
 
     def add_linear_norm(self, residual: Any, linear: str, x: Any, norm: str, feeds: str) -> tuple[Any, Any]:
-        """See :class:`Ops`."""
         total = self._low.binary(f"{linear}.residual", residual, "SUM", self.linear(linear, x))
         return total, self.rms_norm(norm, total, feeds)
 
     def attention(self, name: str, layer: int, qkv: Any, feeds: str) -> Any:
-        """See :class:`Ops`."""
         return self._attention.lower(name, layer, qkv)
 
     def gated_mlp(self, name: str, gate_up: Any, feeds: str) -> Any:
-        """See :class:`Ops`."""
         low, size, rank = self._low, self._config.intermediate_size, len(gate_up.shape)
         rows = (0,) * (rank - 1)
         # Cut along an axis of its own: where rows are cut in half, TensorRT keeps a second copy of the weight, halved.
@@ -102,7 +93,7 @@ class TensorRTOps:
         return low.binary(name, low.binary(f"{name}.silu", gate, "PROD", sigmoid), "PROD", up)
 
     def gather_rows(self, name: str, x: Any, rows: Any) -> Any:
-        """See :class:`Ops`; padded rows are numbered ``b * S + s``."""
+        """Padded rows are numbered ``b * S + s``."""
         flat = x if len(x.shape) == 2 else self._low.reshape(f"{name}.flat", x, (-1, x.shape[-1]))
         return self._low.output(name, self._low.network.add_gather(flat, rows, 0))
 

@@ -48,7 +48,7 @@ def measure(llm: LLM, batch_size: int, input_len: int, params: SamplingParams, r
     timed = [_timed(llm, prompts, params) for _ in range(runs)]
     seconds = statistics.median(seconds for seconds, _ in timed)
     tokens = statistics.median(sum(len(output.outputs[0].token_ids) for output in outputs) for _, outputs in timed)
-    passes = statistics.median(max(_passes(output) for output in outputs) for _, outputs in timed)
+    passes = statistics.median(max(output.metrics.num_forward_passes for output in outputs) for _, outputs in timed)
     return Measurement(
         batch_size=batch_size,
         input_len=input_len,
@@ -125,7 +125,3 @@ def _answer(llm: LLM, prompts: list[dict[str, list[int]]], params: SamplingParam
         if output.error is not None:
             raise D3llmError(f"a request of the benchmark failed: {output.error}")
     return outputs
-
-
-def _passes(output: RequestOutput) -> int:
-    return output.metrics.num_forward_passes

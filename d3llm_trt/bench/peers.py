@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.model.torch_ops import rotary_tables
+from d3llm_trt.plugins.reference import rms_norm, rotate, silu_mul
+from d3llm_trt.runtime.stepping.measured_sizes import gpu_seconds
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -18,16 +21,10 @@ def plain_step(config: ModelConfig, weights: Mapping[str, Tensor]) -> Step:
     """``(token_ids[B, T], rows[R])`` to entropy, most likely id and its probability ``[R]``, all at full length."""
 
     def norm(name: str, x: Tensor) -> Tensor:
-        full = x.float()
-        scaled = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + config.rms_norm_eps)
-        return scaled.to(x.dtype) * weights[f"{name}.weight"]
+        return rms_norm(x, weights[f"{name}.weight"], config.rms_norm_eps)
 
     def linear(name: str, x: Tensor) -> Tensor:
         return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-
-    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        first, second = x.float().chunk(2, -1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
     def attention(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         heads, kv_heads = config.num_heads, config.num_kv_heads
@@ -38,16 +35,13 @@ def plain_step(config: ModelConfig, weights: Mapping[str, Tensor]) -> Step:
         return linear(f"{name}.output", out.transpose(1, 2).flatten(2))
 
     def step(token_ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        half = torch.arange(0, config.head_dim, 2, device=token_ids.device, dtype=torch.float32)
-        frequencies = config.rope_theta ** (-half / config.head_dim)
-        angles = torch.arange(token_ids.shape[1], device=token_ids.device)[:, None] * frequencies
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = rotary_tables(config, token_ids.shape[1], token_ids.device)
         x = F.embedding(token_ids, weights["embedding.weight"])
         for layer in range(config.num_layers):
             name = f"layers.{layer}"
             x = x + attention(f"{name}.attention", norm(f"{name}.attention_norm", x), cos, sin)
-            gate, up = linear(f"{name}.mlp.gate_up", norm(f"{name}.mlp_norm", x)).chunk(2, -1)
-            x = x + linear(f"{name}.mlp.down", F.silu(gate) * up)
+            gate_up = linear(f"{name}.mlp.gate_up", norm(f"{name}.mlp_norm", x))
+            x = x + linear(f"{name}.mlp.down", silu_mul(gate_up))
         logits = linear("lm_head", norm("final_norm", x.flatten(0, 1)[rows])).float()
         p = logits.softmax(-1)
         confidence, token = p.max(-1)
@@ -75,12 +69,4 @@ def peer_seconds(config: ModelConfig, weights: Mapping[str, Tensor], tokens: int
 def _seconds(run: Callable[[], object], warm_up: int = 5, runs: int = 15) -> float:
     for _ in range(warm_up):
         run()
-    times: list[float] = []
-    for _ in range(runs):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+    return statistics.median(gpu_seconds(run) for _ in range(runs))

@@ -1,9 +1,9 @@
-"""What a benchmark found: as a table, and as a picture."""
+"""The results of a benchmark as a table, and as a picture."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ class Report:
     decoding: dict[str, Any]
     simulated_tpf: float | None
     cuda_graphs: str | None
-    measurements: list[Measurement] = field(default_factory=list)
-    kernel_seconds: dict[int, dict[str, float]] = field(default_factory=dict)
-    peers: dict[str, float] = field(default_factory=dict)
+    measurements: list[Measurement]
+    kernel_seconds: dict[int, dict[str, float]]
+    peers: dict[str, float]
     torch: str = str(torch.__version__)
 
 

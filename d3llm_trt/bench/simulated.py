@@ -23,7 +23,6 @@ class SimulatedAcceptance:
         self._rate = tokens_per_forward
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """See :meth:`Engine.forward`."""
         logits = self._engine.forward(batch)
         owner = torch.searchsorted(batch.cu_window[1:], batch.logit_rows, right=True).clamp(max=len(batch.slots) - 1)
         certain = _rank_in_request(owner) < self._quota(batch)[owner]
@@ -44,7 +43,6 @@ class SimulatedAcceptance:
         return waiting - ((passes - 1) * self._rate).floor()
 
     def close(self) -> None:
-        """See :meth:`Engine.close`."""
         self._engine.close()
 
 

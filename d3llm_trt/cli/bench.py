@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,25 +86,29 @@ def _check(model: Path | None, shape: str | None, options: dict[str, Any]) -> No
 
 
 def _measure(model: Path | None, shape: str | None, decoding: DecodingConfig, options: dict[str, Any]) -> Report:
+    from d3llm_trt.bench.measure import kernel_seconds, measure
     from d3llm_trt.bench.report import Report, device_name
+    from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
     from d3llm_trt.runtime.loading import choose_device
 
     device = choose_device(options["device"])
     require(device.type == "cuda" or not (options["breakdown"] or options["peers"]), "--device", str(device), "a GPU")
-    report = Report(
-        model=str(model) if model else f"{shape}, random weights{_in_precision(options['quantization'])}",
+    params = SamplingParams(max_tokens=options["output_len"], ignore_eos=True, decoding=decoding)
+    peers = _peers(shape, options, device) if options["peers"] and shape else {}
+    sizes, prompt, quantization = options["batch_size"], options["input_len"], options["quantization"]
+    with _open(model, shape, options, device) as llm:
+        runs = [measure(llm, size, prompt, params, options["runs"]) for size in sizes]
+        kernels = {size: kernel_seconds(llm, size, prompt, params) for size in sizes if options["breakdown"]}
+    return Report(
+        model=str(model or f"{shape}, random weights" + (f" in {quantization}" if quantization else "")),
         device=device_name(device),
         decoding=asdict(decoding),
         simulated_tpf=options["simulated_tpf"],
         cuda_graphs=options["cuda_graphs"],
+        measurements=runs,
+        kernel_seconds=kernels,
+        peers=peers,
     )
-    peers = _peers(shape, options, device) if options["peers"] and shape else {}
-    with _open(model, shape, options, device) as llm:
-        return replace(_with_runs(report, llm, options, decoding), peers=peers)
-
-
-def _in_precision(quantization: str | None) -> str:
-    return "" if quantization is None else f" in {quantization}"
 
 
 def _open(model: Path | None, shape: str | None, options: dict[str, Any], device: Any) -> LLM:
@@ -132,19 +136,6 @@ def _open(model: Path | None, shape: str | None, options: dict[str, Any], device
     if options["simulated_tpf"] is not None:
         engine = SimulatedAcceptance(engine, options["simulated_tpf"])
     return LLM.over(engine, cuda_graphs=options["cuda_graphs"])
-
-
-def _with_runs(report: Report, llm: LLM, options: dict[str, Any], decoding: DecodingConfig) -> Report:
-    from d3llm_trt.bench.measure import kernel_seconds, measure
-    from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
-
-    params = SamplingParams(max_tokens=options["output_len"], ignore_eos=True, decoding=decoding)
-    runs = [measure(llm, size, options["input_len"], params, options["runs"]) for size in options["batch_size"]]
-    kernels = {}
-    if options["breakdown"]:
-        for size in options["batch_size"]:
-            kernels[size] = kernel_seconds(llm, size, options["input_len"], params)
-    return replace(report, measurements=runs, kernel_seconds=kernels)
 
 
 def _peers(shape: str, options: dict[str, Any], device: Any) -> dict[str, float]:

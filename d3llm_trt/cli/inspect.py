@@ -46,7 +46,8 @@ def engine_facts(path: Path, verify: bool = False) -> Facts:
         "max_batch_size": build.max_batch_size,
         "max_seq_len": build.max_seq_len,
         "max_num_tokens": build.max_num_tokens,
-        **(plan_facts(manifest) if build.tensorrt is not None else _quantization_facts(manifest)),
+        **(plan_facts(manifest) if build.tensorrt is not None else {}),
+        **_quantization_facts(manifest),
         "tokenizer": (path / TOKENIZER_FILE).is_file(),
         "size": _size(path),
         "files": sorted(manifest.files),
@@ -55,23 +56,16 @@ def engine_facts(path: Path, verify: bool = False) -> Facts:
 
 
 def _quantization_facts(manifest: Manifest) -> Facts:
-    """Of packed weights: the precision of linear layers, and the largest error of one."""
-    errors = manifest.quantization_errors
-    if not errors:
+    """The precision of linear layers, and for packed weights the layer whose output it changes most."""
+    build, errors = manifest.build_config, manifest.quantization_errors
+    if build.quantization is None:
         return {}
-    worst = max(errors, key=errors.__getitem__)
-    return {
-        "quantization": manifest.build_config.quantization,
-        "largest_quantization_error": round(errors[worst], 5),
-        "layer_of_largest_error": worst,
-        **_calibration_facts(manifest),
-    }
-
-
-def _calibration_facts(manifest: Manifest) -> Facts:
-    """The file of prompts by which input scales were set."""
-    build = manifest.build_config
-    return {} if build.quantization is None else {"calibrated_on": build.calibration_prompts or "generated prompts"}
+    prompts = build.calibration_prompts or "generated prompts"
+    facts: Facts = {"quantization": build.quantization, "calibrated_on": prompts}
+    if errors:
+        worst = max(errors, key=errors.__getitem__)
+        facts |= {"largest_quantization_error": round(errors[worst], 5), "layer_of_largest_error": worst}
+    return facts
 
 
 def plan_facts(manifest: Manifest) -> Facts:
@@ -81,8 +75,7 @@ def plan_facts(manifest: Manifest) -> Facts:
     return {
         "tensorrt_version": manifest.backend_version,
         "compute_capabilities": list(manifest.compute_capabilities),
-        "quantization": build.quantization or "none",
-        **_calibration_facts(manifest),
+        "quantization": "none",
         "attention": options.attention,
         "attention_mask": options.attention_mask if options.attention == "native" else "none",
         "token_buckets": list(options.token_buckets),

@@ -1,16 +1,20 @@
-"""Types of command-line arguments, exit codes, and options made from the fields of a dataclass."""
+"""What the commands share: exit codes, types of arguments, and options made from the fields of a config class."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 SOME_FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 PATH = click.Path(path_type=Path)
 REVISION = click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hugging Face Hub.")
+PLAIN_TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 NONE = "none"  # on the command line; None itself means that an option was not given
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -35,11 +39,11 @@ class Several(click.ParamType[tuple[Any, ...]]):
 class OneOf(click.ParamType[Any]):
     """A number, or one of a few words."""
 
-    def __init__(self, kind: type[int] | type[float], *words: str) -> None:
+    def __init__(self, kind: type, *words: str) -> None:
         self._kind, self._words = kind, words
         number = "an integer" if kind is int else "a number"
         self._allowed = f"{number}, {' or '.join(words)}" if len(words) > 1 else f"{number} or {words[0]}"
-        self.name = "|".join(("INTEGER" if kind is int else "NUMBER", *words))
+        self.name = self.metavar = "|".join(("INTEGER" if kind is int else "NUMBER", *words))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The word, or the number."""
@@ -53,47 +57,47 @@ class OneOf(click.ParamType[Any]):
             self.fail(f"{value!r} is not {self._allowed}", param, ctx)
 
 
-class Option(NamedTuple):
-    """The option that sets a field: its type, its help, how its default is shown if that is not its value."""
+def config_options(config: Any, prefix: str = "", unset: str = "", **forms: Any) -> Callable[[Command], Command]:
+    """An option for each field of a dataclass, named like it, with what the docstring of the class says of it.
 
-    kind: Any
-    help: str
-    default: str | None = None
-    multiple: bool = False
-
-
-def options_for(table: Mapping[str, Option], defaults: object) -> Callable[[Command], Command]:
-    """A decorator that adds the options of ``table``, each named like its field of the dataclass ``defaults``.
-
-    An option that is not given is None, so that it can be told from one that is; see :func:`given`.
+    An option that is not given is None, see :func:`chosen`; ``unset`` says what an empty default means. ``forms`` are
+    arguments of :func:`click.option` by field; a field of no plain type has an option only with a form.
     """
+    entries = re.findall(r"^    (\w+): (.+(?:\n        .+)*)", inspect.getdoc(config) or "", re.MULTILINE)
+    texts = {name: " ".join(text.split()).replace("``", "") for name, text in entries}
 
-    def decorate(command: Command) -> Command:
-        for name, option in reversed(list(table.items())):
-            command = _option(name, option, getattr(defaults, name))(command)
+    def add_options(command: Command) -> Command:
+        for item in reversed(fields(config)):
+            kind = _kind(str(item.type))
+            if kind is not None or item.name in forms:
+                text = texts.get(item.name, "")
+                text = f"{prefix}{text[:1].upper()}{text[1:]}{_shown_default(item.default, unset)}"
+                form = {"type": kind, "is_flag": kind is bool, "help": text, **forms.get(item.name, {})}
+                form["metavar"] = getattr(form["type"], "metavar", None)
+                command = click.option(_flag(item), default=None, show_default=False, **form)(command)
         return command
 
-    return decorate
+    return add_options
 
 
-def _option(name: str, option: Option, default: object) -> Callable[[Command], Command]:
-    flag = name.replace("_", "-")
-    shown = f"{option.help}  [default: {_shown(default) if option.default is None else option.default}]"
-    if option.kind is bool:
-        return click.option(f"--{flag}/--no-{flag}", default=None, show_default=False, help=shown)
-    form: dict[str, Any] = {"default": None, "show_default": False, "multiple": option.multiple}
-    if isinstance(option.kind, OneOf):
-        form["metavar"] = option.kind.name
-    return click.option(f"--{flag}", type=option.kind, help=shown, **form)
-
-
-def _shown(default: object) -> str:
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    return NONE if default is None else str(default)
-
-
-def given(table: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ``table`` that were named on the command line, and their values."""
-    values = {name: options.get(name) for name in table}
+def chosen(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, of those that :func:`config_options` makes."""
+    values = {item.name: options.get(item.name) for item in fields(config)}
     return {name: None if value == NONE else value for name, value in values.items() if value not in (None, ())}
+
+
+def _kind(annotation: str) -> Any:
+    """The type of an option for a field, None if that cannot be told; a number that may be None may be ``none``."""
+    first, *others = annotation.split(" | ")
+    kind = PLAIN_TYPES.get(first)
+    return OneOf(kind, NONE) if kind in (int, float) and others == ["None"] else kind
+
+
+def _flag(item: Field[Any]) -> str:
+    name = item.name.replace("_", "-")
+    return f"--{name}/--no-{name}" if item.default is True else f"--{name}"
+
+
+def _shown_default(default: object, unset: str) -> str:
+    shown = unset if default in (None, ()) else "on" if default is True else "" if default is False else default
+    return f"  [default: {shown}]" if shown != "" else ""

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from string import Template
 
 from d3llm_trt.cli.palette import ANCHORS, hex_colour, ink_on, pass_colour, printable
 from d3llm_trt.errors import ConfigError
@@ -16,6 +17,7 @@ from d3llm_trt.runtime.outputs import RequestOutput
 from d3llm_trt.write_errors import naming_causes
 
 SUFFIXES = (".png", ".html")
+PAGE = Path(__file__).with_name("trace.html")
 CELL_WIDTH, CELL_HEIGHT, CELL_CHARACTERS = 0.85, 0.3, 10  # inches, inches, at the font size used
 MAX_PIXELS = 30_000  # of a side; the PNG writer's own limit is 65536
 
@@ -90,9 +92,9 @@ def _short(token: str) -> str:
 def _html(tokens: Sequence[str], steps: Sequence[int], title: str) -> bytes:
     last = max(steps, default=1)
     spans = (_span(index, token, step, last) for index, (token, step) in enumerate(zip(tokens, steps, strict=True)))
-    gradient = ", ".join(hex_colour(anchor) for anchor in ANCHORS)
-    page = _PAGE.replace("@title@", html.escape(title)).replace("@gradient@", gradient).replace("@last@", str(last))
-    page = page.replace("@tokens@", "\n".join(spans))
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(title), gradient=", ".join(map(hex_colour, ANCHORS)), last=last, tokens="\n".join(spans)
+    )
     return page.encode("utf-8", errors="replace")
 
 
@@ -102,40 +104,3 @@ def _span(index: int, token: str, step: int, last: int) -> str:
     hover = f"pass {step}, position {index}"
     line_end = "<br>" if "\n" in token else ""
     return f'<span data-pass="{step}" title="{hover}" style="{style}">{html.escape(printable(token))}</span>{line_end}'
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>@title@</title>
-<style>
-body { font: 15px/1.9 ui-monospace, monospace; margin: 2em auto; max-width: 75em; padding: 0 1em; }
-h1 { font-size: 1.1em; }
-span { border-radius: 3px; padding: 1px 2px; }
-span.later { background: #ddd !important; color: #ddd !important; }
-.bar { background: linear-gradient(to right, @gradient@); border-radius: 3px; height: 0.8em; }
-.legend { display: flex; font-size: 0.85em; justify-content: space-between; }
-input { margin: 0; width: 100%; }
-main { margin-top: 1.5em; overflow-wrap: anywhere; }
-</style>
-</head>
-<body>
-<h1>@title@</h1>
-<div class="bar"></div>
-<input type="range" min="0" max="@last@" value="@last@" aria-label="show the answer after this pass">
-<div class="legend"><b>pass 1</b><output>after pass @last@</output><b>pass @last@</b></div>
-<main>
-@tokens@
-</main>
-<script>
-const slider = document.querySelector("input");
-slider.addEventListener("input", () => {
-  document.querySelector("output").textContent = "after pass " + slider.value;
-  for (const token of document.querySelectorAll("main span"))
-    token.classList.toggle("later", Number(token.dataset.pass) > Number(slider.value));
-});
-</script>
-</body>
-</html>
-"""

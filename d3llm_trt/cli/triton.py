@@ -4,50 +4,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from d3llm_trt.cli.options import PATH, Several
+from d3llm_trt.cli.options import PATH, Several, chosen, config_options
+from d3llm_trt.serving.triton.repository import RepositoryOptions, write_repository
 
 
 @click.command()
 @click.argument("engine", type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="Model repository to write into.")
-@click.option("--name", default="d3llm", help="Of the model.")
-@click.option("--instances", type=int, default=1, help="Engines per device, each with a batch of its own.")
-@click.option("--gpus", type=Several(int), default=(), show_default="the CPU", help="Devices, as in 0,1.")
-@click.option("--max-queue-size", type=int, default=256, help="Requests that may wait per instance.")
-@click.option(
-    "--exit-on-crash/--no-exit-on-crash",
-    default=True,
-    help="End the server when the model's process dies, so that no client waits for ever.",
-)
+@config_options(RepositoryOptions, unset="the CPU", gpus={"type": Several(int)})
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name that was written before.")
 @click.option("--validate", is_flag=True, help="Start tritonserver on loopback, send one request, and report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def triton(
-    engine: Path,
-    output: Path,
-    name: str,
-    instances: int,
-    gpus: tuple[int, ...],
-    max_queue_size: int,
-    exit_on_crash: bool,
-    overwrite: bool,
-    validate: bool,
-    as_json: bool,
-) -> None:
+def triton(engine: Path, output: Path, overwrite: bool, validate: bool, as_json: bool, **settings: Any) -> None:
     """Write the ENGINE directory into a Triton model repository."""
-    from d3llm_trt.serving.triton.repository import RepositoryOptions, write_repository
     from d3llm_trt.serving.triton.validation import find_server, validate_repository
 
     if validate:
         find_server()
-    options = RepositoryOptions(name, instances, gpus, max_queue_size, exit_on_crash)
+    options = RepositoryOptions(**chosen(RepositoryOptions, settings))
     model = write_repository(engine, output, options, overwrite=overwrite)
-    facts = {"model": str(model), "name": name, "instances": instances, "gpus": list(gpus)}
+    facts = {"model": str(model), "name": options.name, "instances": options.instances, "gpus": list(options.gpus)}
     if validate:
-        facts |= validate_repository(output, name)
+        facts |= validate_repository(output, options.name)
     if as_json:
         click.echo(json.dumps(facts))
         return

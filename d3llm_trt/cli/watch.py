@@ -23,14 +23,19 @@ def watch(outputs: Iterable[RequestOutput], show: Show, file: TextIO, *, keep: b
     ``show`` gives the text of one token id. Without ``keep`` nothing of the drawing stays on the terminal.
     """
     console = Console(file=file)
-    if not console.is_terminal:
-        return _print_lines(outputs, file)
     last: RequestOutput | None = None
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop", transient=not keep) as live:
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, vertical_overflow="crop", transient=not keep) as live:
+            for last in outputs:
+                if last.canvas is not None:
+                    line = Text(progress_line(last), style="dim")
+                    live.update(Group(canvas_text(last.canvas, show), line), refresh=True)
+    else:
         for last in outputs:
-            if last.canvas is not None:
-                live.update(Group(canvas_text(last.canvas, show), Text(progress_line(last), style="dim")), refresh=True)
-    return _ended(last)
+            print(progress_line(last), file=file, flush=True)
+    if last is None:
+        raise RuntimeError("the stream gave no output")
+    return last
 
 
 def canvas_text(canvas: Canvas, show: Show) -> Text:
@@ -55,16 +60,3 @@ def progress_line(output: RequestOutput) -> str:
         return f"pass {passes}"
     steps = output.canvas.commit_steps[output.canvas.prompt_length :]
     return f"pass {passes}: {sum(step != MASKED for step in steps)} of {len(steps)} tokens"
-
-
-def _print_lines(outputs: Iterable[RequestOutput], file: TextIO) -> RequestOutput:
-    last: RequestOutput | None = None
-    for last in outputs:
-        print(progress_line(last), file=file, flush=True)
-    return _ended(last)
-
-
-def _ended(last: RequestOutput | None) -> RequestOutput:
-    if last is None:
-        raise RuntimeError("the stream gave no output")
-    return last

@@ -96,8 +96,7 @@ class TorchOps:
 
     def rms_norm(self, name: str, x: Tensor, feeds: str) -> Tensor:
         weight, scale = self._weights[f"{name}.weight"], self.input_scale(feeds)
-        normed: Tensor = ops.rms_norm(x, weight, self._config.rms_norm_eps, scale)
-        return normed
+        return ops.rms_norm(x, weight, self._config.rms_norm_eps, scale)
 
     def add_linear_norm(self, residual: Tensor, linear: str, x: Tensor, norm: str, feeds: str) -> tuple[Tensor, Tensor]:
         weight = self._weights[f"{linear}.weight"]
@@ -111,15 +110,13 @@ class TorchOps:
 
     def attention(self, name: str, layer: int, qkv: Tensor, feeds: str) -> Tensor:
         at = self._windows
-        attended: Tensor = ops.window_attention(
+        return ops.window_attention(
             qkv, self._kv_cache[layer], at.positions, at.cu_window, at.kv_lengths, at.slots, self._cos, self._sin,
             self.input_scale(feeds),
         )  # fmt: skip
-        return attended
 
     def gated_mlp(self, name: str, gate_up: Tensor, feeds: str) -> Tensor:
-        gated: Tensor = ops.silu_mul(gate_up, self.input_scale(feeds))
-        return gated
+        return ops.silu_mul(gate_up, self.input_scale(feeds))
 
     def gather_rows(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
         if x.dtype != torch.float8_e4m3fn:

@@ -29,9 +29,11 @@ _DEFAULT_THRESHOLDS: dict[str, dict[Family, float | None]] = {
 class DecodingConfig:
     """Settings of one request's decoder. Keys are SGLang's; an unknown key is an error.
 
+    Spec B.1 describes ``FullAttnMultiBlock``, B.2 ``EntropyThreshold``, B.3 to B.5 and B.8a ``MultiBlock``, B.6
+    ``LowConfidence``. The command line shows what is said here of each setting.
+
     Args:
-        algorithm: ``FullAttnMultiBlock`` (spec B.1), ``EntropyThreshold`` (B.2), ``MultiBlock`` (B.3 to B.5) or
-            ``LowConfidence`` (B.6).
+        algorithm: which unmasking algorithm decodes.
         block_size: generated positions per block.
         threshold: entropy (nats) below which a token is committed; ``"auto"`` takes the published value of the
             algorithm and family; ``None`` sets no limit, and for ``LowConfidence`` keeps its fixed schedule.
@@ -42,11 +44,11 @@ class DecodingConfig:
         refresh_interval: ``MultiBlock`` with cache or ``window_ahead`` only: a full pass every so many passes; ``None``
             never.
         full_settling: ``MultiBlock`` with cache only: passes are full while a finished block waits for its delay;
-            False starts them behind the cache like any other (B.8a).
+            False starts them behind the cache like any other.
         window_ahead: ``MultiBlock`` only: a pass that is not full ends so many blocks behind the last opened one, so
-            that masks further away keep their K/V of the last full pass; ``None`` runs to the end (B.8a).
+            that masks further away keep their K/V of the last full pass; ``None`` runs to the end.
         published_shift: ``MultiBlock`` with cache, Dream only: score the first position behind the cache by its own
-            row, as published, instead of by the row before (B.8a).
+            row, as published, instead of by the row before.
         early_stop: stop once the answer's first EOS is certain.
         steps: ``LowConfidence`` only: passes for the whole answer; ``None`` commits one token per pass.
     """

@@ -18,7 +18,7 @@ class EngineSpec:
     Args:
         model_config: hyper-parameters of the network.
         backend: how it was compiled.
-        dtype: of weights, activations, KV cache and logits.
+        dtype: the type of weights, activations, KV cache and logits.
         quantization: None, or the name of the weights' reduced precision.
         device: where batches must be.
         max_batch_size: slots, so windows in one batch.

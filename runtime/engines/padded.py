@@ -64,7 +64,6 @@ class PaddedEngine:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """See :meth:`Engine.forward`."""
         vocab, rows = self.spec.model_config.vocab_size, batch.logit_rows
         owner = torch.searchsorted(batch.cu_window[1:], rows, right=True)
         runs = plan_runs(_windows(batch), self.spec.max_seq_len)
@@ -77,23 +76,22 @@ class PaddedEngine:
         return logits
 
     def close(self) -> None:
-        """See :meth:`Engine.close`."""
         self._session.close()
 
     def _run(self, batch: ForwardBatch, run: Sequence[Window], rows: Tensor, owner: Tensor) -> Tensor:
         first, device = run[0].slot, rows.device
         slots, width = run[-1].slot - first + 1, max(window.length for window in run)
-        wanted = (batch.slots - first)[owner] * width + rows - batch.cu_window[owner]
+        scored = (batch.slots - first)[owner] * width + rows - batch.cu_window[owner]
         if not len(rows):
-            wanted = torch.zeros(1, dtype=torch.int64, device=device)  # no profile takes none; K/V are written anyway
+            scored = torch.zeros(1, dtype=torch.int64, device=device)  # no profile takes none; K/V are written anyway
         vocab = self.spec.model_config.vocab_size
         tensors = {
             "token_ids": torch.zeros(slots, width, dtype=torch.int64, device=device),
             "positions": torch.zeros(slots, width, dtype=torch.int64, device=device),
             "window_starts": torch.zeros(slots, dtype=torch.int32, device=device),
             "kv_lengths": torch.ones(slots, dtype=torch.int32, device=device),
-            "logit_rows": wanted,
-            "logits": torch.empty(len(wanted), vocab, dtype=self.spec.dtype, device=device),
+            "logit_rows": scored,
+            "logits": torch.empty(len(scored), vocab, dtype=self.spec.dtype, device=device),
         }
         for window in run:
             line, packed = window.slot - first, slice(window.row, window.row + window.length)

@@ -50,7 +50,6 @@ class PackedEngine:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """See :meth:`Engine.forward`."""
         rows, vocab = len(batch.logit_rows), self.spec.model_config.vocab_size
         logits = torch.empty(rows, vocab, dtype=self.spec.dtype, device=batch.token_ids.device)
         tensors = {**vars(batch), "logits": logits}
@@ -60,5 +59,4 @@ class PackedEngine:
         return logits
 
     def close(self) -> None:
-        """See :meth:`Engine.close`."""
         self._session.close()

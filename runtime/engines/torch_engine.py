@@ -50,12 +50,10 @@ class TorchEngine:
         """From an engine directory whose files were verified. Raises EngineError naming what is wrong."""
         check_precision(spec)
         forms = packed_tensors(manifest.model_config, manifest.build_config.dtype, spec.quantization)
-        weights = _load_weights(directory / WEIGHTS_FILE, forms, spec.device)
-        return cls(spec, weights)
+        return cls(spec, _load_weights(directory / WEIGHTS_FILE, forms, spec.device))
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """See :meth:`Engine.forward`."""
         config = self.spec.model_config
         windows = Windows(batch.positions, batch.cu_window, batch.kv_lengths, batch.slots)
         ops = TorchOps(config, self._weights, self.kv_cache, windows, self._tables)
@@ -73,16 +71,16 @@ def check_precision(spec: EngineSpec) -> None:
     require(dtype in HALF, "dtype", dtype, f"{', '.join(HALF)} with {spec.quantization}")
     if spec.device.type != "cuda":
         return
-    found, least = torch.cuda.get_device_capability(spec.device), OLDEST_FOR[spec.quantization]
-    if found < least:
-        gpu = f"{spec.device} of compute capability {capability_name(found)}"
+    capability, least = torch.cuda.get_device_capability(spec.device), OLDEST_FOR[spec.quantization]
+    if capability < least:
+        gpu = f"{spec.device} of compute capability {capability_name(capability)}"
         needed = f"{capability_name(least)} or newer"
         fix = "use a newer GPU, or build the engine without quantization"
         raise EngineError(f"quantization is {spec.quantization!r}, which {gpu} cannot; it needs {needed}: {fix}")
 
 
 def _load_weights(path: Path, forms: Mapping[str, TensorForm], device: torch.device) -> dict[str, Tensor]:
-    """Every packed weight, memory-mapped on the CPU."""
+    """Every packed weight by name; on the CPU the file stays mapped."""
     expected = {name: (form.shape, torch_dtype(form.dtype)) for name, form in forms.items()}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
@@ -91,7 +89,7 @@ def _load_weights(path: Path, forms: Mapping[str, TensorForm], device: torch.dev
         raise EngineError(f"{path}: cannot be read: {error}; {REBUILD}") from error
     except RuntimeError as error:  # also torch.OutOfMemoryError
         raise EngineError(f"{path}: the weights do not fit the memory of {device}: {error}") from error
-    found = {name: (tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
-    if wrong := sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)):
+    actual = {name: (tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
+    if wrong := sorted(name for name in expected.keys() | actual.keys() if actual.get(name) != expected.get(name)):
         raise EngineError(f"{path}: tensor {wrong[0]} is not what its manifest says; {REBUILD}")
     return weights

@@ -28,19 +28,18 @@ class Buckets:
     def at_least(self, batch: int, tokens: int, rows: int) -> StepSizes:
         """The smallest bucket that holds a step of these sizes."""
         room = _at_least(self.tokens, tokens)
-        most = self.batches[-1]
         return StepSizes(
-            batch=most if self.largest_batch else _at_least(self.batches, batch),
+            batch=self.batches[-1] if self.largest_batch else _at_least(self.batches, batch),
             tokens=room,
-            rows=_rows_at_least(rows, room),
+            rows=min(max(LEAST_ROWS, 1 << (rows - 1).bit_length()), room),
         )
 
     def defaults(self, longest: int) -> tuple[StepSizes, ...]:
         """What one request of up to ``longest`` tokens may take, up to MOST_DEFAULT_TOKENS, the largest first."""
         most = min(longest, MOST_DEFAULT_TOKENS)
         sizes = {_at_least(self.tokens, tokens) for tokens in range(2, most + 1)}
-        found = {self.at_least(1, size, rows) for size in sizes for rows in _row_sizes(size)}
-        return tuple(sorted(found, reverse=True))
+        buckets = {self.at_least(1, size, 1 << power) for size in sizes for power in range(size.bit_length() + 1)}
+        return tuple(sorted(buckets, reverse=True))
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
@@ -54,14 +53,5 @@ def token_sizes(most: int) -> tuple[int, ...]:
     return (*(size for size in steps if size < most), most)
 
 
-def _rows_at_least(rows: int, room: int) -> int:
-    return min(max(LEAST_ROWS, 1 << (rows - 1).bit_length()), room)
-
-
-def _row_sizes(room: int) -> set[int]:
-    """All that ``_rows_at_least`` gives for up to ``room`` rows."""
-    return {_rows_at_least(1 << power, room) for power in range(room.bit_length() + 1)}
-
-
-def _at_least(sizes: Sequence[int], wanted: int) -> int:
-    return sizes[bisect.bisect_left(sizes, wanted)]
+def _at_least(sizes: Sequence[int], least: int) -> int:
+    return sizes[bisect.bisect_left(sizes, least)]

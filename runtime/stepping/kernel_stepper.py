@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from d3llm_trt.model.config import ModelConfig
+from d3llm_trt.plugins.state_fields import RequestProgress, RequestSettings
 from d3llm_trt.progress import OnProgress
 from d3llm_trt.runtime.decoding.config import DecodingConfig
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
@@ -35,7 +36,7 @@ class KernelStepper:
     def __init__(self, engine: Engine, buckets: Buckets, graphs: bool = True) -> None:
         self.spec = engine.spec
         self.state = DecodingState.empty(self.spec.max_batch_size, self.spec.max_seq_len, self.spec.device)
-        self._engine, self._buckets = engine, buckets
+        self.engine, self._buckets = engine, buckets
         self._graphs = StepGraphs(engine, self.state, graphs)
         self._stream = torch.cuda.Stream(self.spec.device)  # type: ignore[no-untyped-call]
         # Weights, caches and state may still be on their way there.
@@ -55,11 +56,8 @@ class KernelStepper:
         """Capture the default buckets, each by a step of a request made up for it."""
         defaults = self.defaults
         for done, bucket in enumerate(defaults, start=1):
-            request = first_pass(
-                self.spec.model_config, *_filling(self.spec.model_config, bucket, self.spec.max_seq_len)
-            )
             with self.on_stream():
-                self.state.admit(0, *request)
+                self.state.admit(0, *_filling(self.spec.model_config, bucket, self.spec.max_seq_len))
             self._run(bucket, [0], capture=True)
             if not self._graphs.enabled:
                 return
@@ -79,10 +77,6 @@ class KernelStepper:
         """What is done inside is queued behind the steps."""
         return torch.cuda.stream(self._stream)
 
-    def close(self) -> None:
-        """The engine is not used any more."""
-        self._engine.close()
-
     def _run(self, bucket: StepSizes, slots: Sequence[int], capture: bool = False) -> Tensor:
         """The summary ``[B, 5]`` of a pass for ``slots``, on the host; entries beside them name no slot."""
         entries = (*slots, *[self.spec.max_batch_size] * (bucket.batch - len(slots)))
@@ -92,10 +86,11 @@ class KernelStepper:
         return summary[: len(slots)]
 
 
-def _filling(config: ModelConfig, bucket: StepSizes, longest: int) -> tuple[list[int], SamplingParams]:
-    """A prompt and settings whose first pass fills a bucket of batch 1."""
+def _filling(config: ModelConfig, bucket: StepSizes, longest: int) -> tuple[RequestSettings, RequestProgress]:
+    """A request whose first pass fills a bucket of batch 1."""
     length = min(bucket.tokens, longest)
     generated = min(bucket.rows, length - 1)
     ids = [token for token in range(min(config.vocab_size, length + 1)) if token != config.mask_token_id]
     prompt = [ids[index % len(ids)] for index in range(length - generated)]
-    return prompt, SamplingParams(generated, decoding=DecodingConfig(block_size=generated, threshold=0.0))
+    params = SamplingParams(generated, decoding=DecodingConfig(block_size=generated, threshold=0.0))
+    return first_pass(config, prompt, params)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from d3llm_trt.dtypes import dtype_name, torch_dtype
-from d3llm_trt.errors import ConfigError, EngineError
+from d3llm_trt.errors import ConfigError
 from d3llm_trt.files import cache_directory, replace_file
 from d3llm_trt.model.packing import TensorForm, layer_linears, packed_tensors
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
@@ -60,10 +60,17 @@ def sizes_for(engine: Engine, sizes: Sequence[int]) -> tuple[int, ...]:
 
     All of them where products are not what takes time, and for a plan, which has chosen their kernels.
     """
-    spec = engine.spec
-    if spec.backend != "torch" or _layer_bytes(spec) < LEAST_LAYER_BYTES:
+    spec, forms = engine.spec, _layer_tensors(engine.spec)
+    if spec.backend != "torch" or sum(form.num_bytes for form in forms.values()) < LEAST_LAYER_BYTES:
         return tuple(sizes)
-    return measured_sizes(sizes, _layer_facts(spec), partial(_product_seconds, spec))
+    layer = {
+        "gpu": torch.cuda.get_device_name(spec.device),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "d3llm_trt": __version__,
+        "weights": {name: asdict(form) for name, form in forms.items() if name.endswith(".weight")},
+    }
+    return measured_sizes(sizes, layer, partial(_product_seconds, spec))
 
 
 def measured_sizes(
@@ -74,16 +81,15 @@ def measured_sizes(
     ``layer`` says what their time depends on. A file that cannot be read is measured anew, and one that cannot be
     written costs that time at each start, with a warning. Where measuring fails all sizes stay, with a warning too.
     """
-    path = _path(layer)
-    known = {} if path is None else _read(path)
+    known = _read(layer)
     missing = [size for size in sizes if size <= MOST_MEASURED and size not in known]
     if missing:
         try:
             known |= measure(missing)
-        except RuntimeError as error:  # of CUDA, memory that is short for one
+        except RuntimeError as error:  # CUDA raises it, if memory is short for example
             _LOG.warning("the speed of batch sizes could not be measured: %s", error)
             return tuple(sizes)
-        _keep(path, layer, known)
+        _keep(layer, known)
     return worthwhile_sizes(sizes, known)
 
 
@@ -116,20 +122,6 @@ def _layer_tensors(spec: EngineSpec) -> dict[str, TensorForm]:
     return {name: form for name, form in forms.items() if name.rpartition(".")[0] in layer_linears(0)}
 
 
-def _layer_bytes(spec: EngineSpec) -> int:
-    return sum(form.num_bytes for form in _layer_tensors(spec).values())
-
-
-def _layer_facts(spec: EngineSpec) -> dict[str, Any]:
-    return {
-        "gpu": torch.cuda.get_device_name(spec.device),
-        "torch": str(torch.__version__),
-        "cuda": torch.version.cuda,
-        "d3llm_trt": __version__,
-        "weights": {name: asdict(form) for name, form in _layer_tensors(spec).items() if name.endswith(".weight")},
-    }
-
-
 def _product_seconds(spec: EngineSpec, sizes: Sequence[int]) -> Seconds:
     """Least seconds of one layer's products by number of rows: whatever else the GPU or the host does only adds."""
     with torch.cuda.device(spec.device):
@@ -139,7 +131,9 @@ def _product_seconds(spec: EngineSpec, sizes: Sequence[int]) -> Seconds:
         # Graphs, because a slow host takes longer to launch products than the GPU to run them.
         pool = torch.cuda.graph_pool_handle()
         graphs = {size: _captured(run_products, size, pool) for size in sorted(sizes, reverse=True)}
-        rounds = [{size: _seconds_of(graph) for size, graph in graphs.items()} for _ in range(_ROUNDS)]
+        rounds = [
+            {size: gpu_seconds(graph.replay) / _REPEATS for size, graph in graphs.items()} for _ in range(_ROUNDS)
+        ]
     return {size: min(taken[size] for taken in rounds) for size in sizes}
 
 
@@ -152,40 +146,36 @@ def _captured(run_products: Callable[[int], None], size: int, pool: Any) -> torc
     return graph
 
 
-def _seconds_of(graph: torch.cuda.CUDAGraph) -> float:
+def gpu_seconds(run: Callable[[], object]) -> float:
+    """How long the GPU works on what ``run`` enqueues on the current stream; waits for it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
-    graph.replay()
+    run()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3 / _REPEATS
+    return float(start.elapsed_time(end)) / 1e3
 
 
-def _path(layer: Mapping[str, Any]) -> Path | None:
-    """None where there is no cache directory."""
+def _path(layer: Mapping[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(layer, sort_keys=True).encode()).hexdigest()[:16]
-    try:
-        return cache_directory() / FOLDER / f"{digest}.json"
-    except ConfigError:
-        return None
+    return cache_directory() / FOLDER / f"{digest}.json"
 
 
-def _keep(path: Path | None, layer: Mapping[str, Any], seconds: Seconds) -> None:
-    text = json.dumps({**layer, "seconds": {str(size): seconds[size] for size in sorted(seconds)}}, indent=1)
+def _read(layer: Mapping[str, Any]) -> Seconds:
+    """What an earlier process measured; nothing if there is no such file, or it is damaged."""
     try:
-        if path is None:
-            raise OSError("there is no home directory")
+        seconds = read_object(_path(layer), ConfigError, "it is measured again")["seconds"]
+        return {int(size): float(taken) for size, taken in seconds.items()}
+    except (ConfigError, LookupError, AttributeError, TypeError, ValueError):
+        return {}
+
+
+def _keep(layer: Mapping[str, Any], seconds: Seconds) -> None:
+    text = json.dumps({**layer, "seconds": dict(sorted(seconds.items()))}, indent=1)
+    try:
+        path = _path(layer)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, f"{text}\n".encode())
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         fix = "set D3LLM_TRT_CACHE to a directory that can be written"
         _LOG.warning("the speed of batch sizes is measured again at each start: %s; %s", error, fix)
-
-
-def _read(path: Path) -> Seconds:
-    """What an earlier process measured; nothing if there is no such file, or none of ours."""
-    try:
-        seconds = read_object(path, EngineError, "it is measured again").get("seconds")
-        return {int(size): float(taken) for size, taken in seconds.items()}  # type: ignore[union-attr]
-    except (EngineError, AttributeError, TypeError, ValueError):
-        return {}

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
-from d3llm_trt.errors import ConfigError
+from d3llm_trt.settings import require
 
 GraphPolicy = Literal["all", "largest", "off"]
-CUDA_GRAPHS: tuple[GraphPolicy, ...] = ("all", "largest", "off")
+CUDA_GRAPHS: tuple[GraphPolicy, ...] = get_args(GraphPolicy)
 BLACKWELL = (10, 0)
 
 
 def parse_policy(cuda_graphs: str | None) -> GraphPolicy | None:
     """The policy that is named; None leaves it to the GPU. Raises ConfigError on any other name."""
-    for policy in CUDA_GRAPHS:
-        if policy == cuda_graphs:
-            return policy
-    if cuda_graphs is None:
-        return None
-    raise ConfigError(f"cuda_graphs is {cuda_graphs!r}; allowed: {', '.join(CUDA_GRAPHS)}, or None for the default")
+    allowed = f"{', '.join(CUDA_GRAPHS)}, or None for the default"
+    require(cuda_graphs in (None, *CUDA_GRAPHS), "cuda_graphs", cuda_graphs, allowed)
+    return cast("GraphPolicy | None", cuda_graphs)
 
 
-def policy_on(capability: tuple[int, int], asked: GraphPolicy | None) -> GraphPolicy:
-    """The policy that was asked for, or the default of a GPU: on Blackwell only the largest batch of each size.
+def policy_on(capability: tuple[int, int], choice: GraphPolicy | None) -> GraphPolicy:
+    """The user's choice, or the default of a GPU: on Blackwell only the largest batch of each size.
 
     Several captured batch sizes have faulted there.
     """
-    if asked is not None:
-        return asked
+    if choice is not None:
+        return choice
     return "largest" if capability >= BLACKWELL else "all"

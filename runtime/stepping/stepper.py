@@ -12,7 +12,7 @@ from d3llm_trt.progress import OnProgress
 from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
 from d3llm_trt.runtime.decoding.state import DecodingState
 from d3llm_trt.runtime.decoding.step import SlotReport, read_summary, summarize
-from d3llm_trt.runtime.engines.base import EngineSpec
+from d3llm_trt.runtime.engines.base import Engine
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Occupant:
         sampling: whether its temperature is above 0.
         limited: whether it has top_k or top_p.
         barring: whether it has min_tokens.
-        report: of its last pass, with the size of its next one.
+        report: what its last pass gave, with the size of its next one.
     """
 
     slot: int
@@ -60,8 +60,8 @@ class Stepper(Protocol):
     """Makes passes over an engine and the decoding state of all its slots, both of which it owns."""
 
     @property
-    def spec(self) -> EngineSpec:
-        """What the engine is and can take."""
+    def engine(self) -> Engine:
+        """What runs the network."""
         ...
 
     @property
@@ -82,8 +82,4 @@ class Stepper(Protocol):
 
     def on_stream(self) -> AbstractContextManager[object]:
         """What is done inside is queued behind the steps."""
-        ...
-
-    def close(self) -> None:
-        """The engine is not used any more."""
         ...

@@ -24,7 +24,7 @@ class TensorStepper:
     def __init__(self, engine: Engine) -> None:
         self.spec = engine.spec
         self.state = DecodingState.empty(self.spec.max_batch_size, self.spec.max_seq_len, self.spec.device)
-        self._engine = engine
+        self.engine = engine
 
     def warm_up(self, progress: OnProgress | None = None) -> None:
         """Nothing needs to be prepared."""
@@ -32,15 +32,11 @@ class TensorStepper:
     def step(self, occupants: Sequence[Occupant]) -> list[SlotReport]:
         """One pass for these requests; waits for it."""
         slots = torch.tensor([occupant.slot for occupant in occupants], device=self.spec.device)
-        return read_summary(run_step(self._engine, self.state, slots, sizes_of(occupants)))
+        return read_summary(run_step(self.engine, self.state, slots, sizes_of(occupants)))
 
     def on_stream(self) -> AbstractContextManager[object]:
         """Steps run on whatever stream is the current one."""
         return nullcontext()
-
-    def close(self) -> None:
-        """The engine is not used any more."""
-        self._engine.close()
 
 
 def sizes_of(occupants: Sequence[Occupant]) -> TensorSizes:

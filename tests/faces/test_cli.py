@@ -139,6 +139,11 @@ def test_graphs_need_an_engine_that_can_be_captured(engine: Path) -> None:
     assert_one_line(run("generate", engine, "x", "--device", "cpu", "--cuda-graphs", "all"), "cuda_graphs is 'all'")
 
 
+def test_an_option_of_a_plan_counts_even_if_it_is_zero(tmp_path: Path) -> None:
+    result = run("build", CHECKPOINTS["llada"], "-o", tmp_path / "engine", "--optimization-level", "0")
+    assert_one_line(result, "optimization_level is 0, which the torch backend does not use")
+
+
 def test_names_that_are_too_long_are_one_line(engine: Path, tmp_path: Path) -> None:
     for args in (
         ["generate", "why " * 100, "x"],

@@ -23,9 +23,9 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def modules() -> Iterator[str]:
-    """All Python files of the package, through the links to the other folders."""
+    """All Python files of the package and its page, through the links to the other folders."""
     for folder, _, files in os.walk(ROOT / "d3llm_trt", followlinks=True):
-        yield from (str((Path(folder) / name).relative_to(ROOT)) for name in files if name.endswith(".py"))
+        yield from (str((Path(folder) / name).relative_to(ROOT)) for name in files if name.endswith((".py", ".html")))
 
 
 def test_a_wheel_has_every_module_and_nothing_else(staged: Path) -> None:

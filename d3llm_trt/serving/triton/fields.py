@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from d3llm_trt.runtime.decoding.config import DecodingConfig
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,7 @@ class Field:
     many: bool = False
 
 
+KINDS = {"str": "STRING", "int": "INT64", "float": "FP64", "bool": "BOOL"}  # by type in Python
 PROMPTS = (Field("text_input", "STRING"), Field("messages", "STRING"), Field("input_ids", "INT64", many=True))
 SAMPLING = (
     Field("max_tokens", "INT64"),
@@ -23,20 +26,7 @@ SAMPLING = (
     Field("end_id", "INT64"),
     Field("stop_words", "STRING", many=True),
 )
-DECODING = (
-    Field("algorithm", "STRING"),
-    Field("block_size", "INT64"),
-    Field("threshold", "FP64"),
-    Field("block_add_threshold", "FP64"),
-    Field("decoded_token_threshold", "FP64"),
-    Field("cache_delay_iter", "INT64"),
-    Field("refresh_interval", "INT64"),
-    Field("full_settling", "BOOL"),
-    Field("window_ahead", "INT64"),
-    Field("published_shift", "BOOL"),
-    Field("early_stop", "BOOL"),
-    Field("steps", "INT64"),
-)
+DECODING = tuple(Field(item.name, KINDS[str(item.type).partition(" ")[0]]) for item in fields(DecodingConfig))
 DELIVERY = (Field("stream", "BOOL"), Field("exclude_input_in_output", "BOOL"))
 INPUTS = (*PROMPTS, *SAMPLING, *DECODING, *DELIVERY)
 OUTPUTS = (

@@ -32,20 +32,20 @@ class Parsed:
 
 def parse(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Parsed:
     """From input tensors by name; what is left out has its default. Raises RequestError or ConfigError."""
-    given = {item.name: _value(item, tensors[item.name]) for item in INPUTS if item.name in tensors}
-    decoding = {item.name: given[item.name] for item in DECODING if item.name in given}
-    sampling = {item.name: given[item.name] for item in SAMPLING if item.name in given}
+    values = {item.name: _value(item, tensors[item.name]) for item in INPUTS if item.name in tensors}
+    decoding = {item.name: values[item.name] for item in DECODING if item.name in values}
+    sampling = {item.name: values[item.name] for item in SAMPLING if item.name in values}
     stop = sampling.pop("stop_words", None)
     params = SamplingParams(**sampling, stop=stop or None, decoding=DecodingConfig.from_dict(decoding))
-    return Parsed(_prompt(given), params, given.get("stream", False), given.get("exclude_input_in_output", True))
+    return Parsed(_prompt(values), params, values.get("stream", False), values.get("exclude_input_in_output", True))
 
 
-def _prompt(given: Mapping[str, Any]) -> Any:
-    names = [item.name for item in PROMPTS if item.name in given]
+def _prompt(values: Mapping[str, Any]) -> Any:
+    names = [item.name for item in PROMPTS if item.name in values]
     if len(names) != 1:
         allowed = ", ".join(item.name for item in PROMPTS)
         raise RequestError(f"the request has {names or 'no prompt'}; allowed: exactly one of {allowed}")
-    value = given[names[0]]
+    value = values[names[0]]
     if names[0] == "input_ids":
         return {"prompt_token_ids": value}
     if names[0] == "text_input":

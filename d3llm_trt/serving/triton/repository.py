@@ -34,9 +34,9 @@ class RepositoryOptions:
     """How the model is served.
 
     Args:
-        name: of the model in Triton.
+        name: the name of the model in Triton.
         instances: engines per device; each decodes its own batch.
-        gpus: devices with instances each; none for the CPU.
+        gpus: devices with instances each, as in 0,1.
         max_queue_size: requests that may wait per instance; more are refused.
         exit_on_crash: end the server when the model's process dies, since its clients would wait for ever.
     """
@@ -50,15 +50,10 @@ class RepositoryOptions:
     def __post_init__(self) -> None:
         sound = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name) is not None
         require(sound, "name", self.name, "1 to 64 letters, digits, - and _")
-        require(
-            is_integer(self.instances) and self.instances >= 1, "instances", self.instances, "an integer of 1 or more"
-        )
-        gpus_sound = all(is_integer(gpu) and gpu >= 0 for gpu in self.gpus) and len(set(self.gpus)) == len(self.gpus)
-        require(gpus_sound, "gpus", self.gpus, "different device numbers")
-        require(
-            is_integer(self.max_queue_size) and self.max_queue_size >= 0,
-            "max_queue_size", self.max_queue_size, "an integer of 0 or more",
-        )  # fmt: skip
+        require(is_integer(self.instances, 1), "instances", self.instances, "an integer of 1 or more")
+        sound = all(is_integer(gpu, 0) for gpu in self.gpus) and len(set(self.gpus)) == len(self.gpus)
+        require(sound, "gpus", self.gpus, "different device numbers")
+        require(is_integer(self.max_queue_size, 0), "max_queue_size", self.max_queue_size, "an integer of 0 or more")
         require(isinstance(self.exit_on_crash, bool), "exit_on_crash", self.exit_on_crash, "True or False")
 
 
