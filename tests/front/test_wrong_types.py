@@ -125,7 +125,7 @@ def test_wrong_values_of_settings_are_refused(make: Any) -> None:
         make()
 
 
-@pytest.mark.parametrize("params", [3, "max_tokens", {"bogus": 1}, {"max_tokens": 0}, {"decoding": 3}, [None, 3]])
+@pytest.mark.parametrize("params", [3, "max_tokens", {"bogus": 1}, {"max_tokens": -1}, {"decoding": 3}, [None, 3]])
 def test_wrong_sampling_params_are_refused(llm: LLM, params: Any) -> None:
     with pytest.raises(RequestError):
         llm.generate(CHATS[:2], params)
