@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from d3llm_trt.cli.streams import json_line
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.write_errors import naming_causes
 
+_LOG = logging.getLogger(__name__)
 ANOTHER = "choose another file for --output"
 
 
@@ -52,9 +54,9 @@ class AnswersFile:
                 raise
 
     def answered(self) -> Iterator[Answered]:
-        """What the lines say, the first prompt's first. A last line that is not whole is dropped.
+        """What the lines say, the first prompt's first. A last line that was not written to its end is dropped.
 
-        Raises ConfigError on a line that is no answer to the prompt of its number.
+        Raises ConfigError on a line that is no answer to the prompt of its number, and then changes nothing.
         """
         end = 0
         if not self._is_file:  # a device or a pipe, which may go on for ever
@@ -62,7 +64,7 @@ class AnswersFile:
         with self.path.open("rb") as file:
             for index, line in enumerate(file):
                 if not line.endswith(b"\n"):
-                    self._cut(end)
+                    self._drop_torn(index, line, end)
                     return
                 end += len(line)
                 yield self._answer(index, line)
@@ -72,7 +74,17 @@ class AnswersFile:
             row = json.loads(line)
             if row["index"] == index:
                 return Answered(str(row["input_sha256"]), row["error"])
-        raise ConfigError(f"{self.path}:{index + 1}: no answer to prompt {index + 1}; {ANOTHER}")
+        raise self._is_none(index)
+
+    def _drop_torn(self, index: int, line: bytes, begin: int) -> None:
+        start = f'{{"index": {index}, "input_sha256": "'.encode()
+        if not (line.startswith(start) or start.startswith(line)):
+            raise self._is_none(index)
+        _LOG.info("%s:%d: the last line was not written to its end, so it is dropped", self.path, index + 1)
+        self._cut(begin)
+
+    def _is_none(self, index: int) -> ConfigError:
+        return ConfigError(f"{self.path}:{index + 1}: no answer to prompt {index + 1}; {ANOTHER}")
 
     def _cut(self, size: int) -> None:
         if self._is_file:

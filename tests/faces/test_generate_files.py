@@ -313,8 +313,10 @@ def test_resuming_needs_the_same_prompts(engine: Path, tmp_path: Path) -> None:
     before = output.read_bytes()
     done = run(*args, "model", "--resume")  # which needs no model
     assert done.exit_code == 0 and output.read_bytes() == before and "2 of them before" in done.stderr
-    output.write_text("text\n")
-    assert_one_line(run(*args, "model", "--resume"), "a.jsonl:1", "no answer to prompt 1")
+    for other in ("text\n", "a user's notes", '{"index": 0}\n', '{"index": 0, "prompt": "a"}'):
+        output.write_text(other)
+        assert_one_line(run(*args, "model", "--resume"), "a.jsonl:1", "no answer to prompt 1")
+        assert output.read_text() == other
 
 
 def test_output_files_that_cannot_be(engine: Path, tmp_path: Path) -> None:
