@@ -86,7 +86,11 @@ class SamplingParams:
         need(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number above 0, up to 1")
         need(is_integer(self.top_k) and self.top_k >= -1, "top_k", "a number of tokens, or 0 or -1 for all")
         most = LARGEST if self.max_tokens is None else self.max_tokens
-        need(is_integer(self.min_tokens) and 0 <= self.min_tokens <= most, "min_tokens", f"an integer in 0..{most}")
+        need(
+            is_integer(self.min_tokens) and 0 <= self.min_tokens <= most,
+            "min_tokens",
+            f"an integer in 0..max_tokens, {most}",
+        )
         self._take_stop_token_ids()
         known = self.logprobs is None or isinstance(self.logprobs, bool) or self.logprobs in (0, 1)
         need(known, "logprobs", "None, True, False, 0 or 1: only the committed tokens' are known")

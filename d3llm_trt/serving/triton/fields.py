@@ -21,10 +21,16 @@ PROMPTS = (Field("text_input", "STRING"), Field("messages", "STRING"), Field("in
 SAMPLING = (
     Field("max_tokens", "INT64"),
     Field("temperature", "FP64"),
+    Field("top_p", "FP64"),
+    Field("top_k", "INT64"),
     Field("seed", "INT64"),
+    Field("min_tokens", "INT64"),
     Field("ignore_eos", "BOOL"),
     Field("end_id", "INT64"),
     Field("stop_words", "STRING", many=True),
+    Field("stop_token_ids", "INT64", many=True),
+    Field("include_stop_str_in_output", "BOOL"),
+    Field("skip_special_tokens", "BOOL"),
 )
 DECODING = tuple(Field(item.name, KINDS[str(item.type).partition(" ")[0]]) for item in fields(DecodingConfig))
 DELIVERY = (Field("stream", "BOOL"), Field("exclude_input_in_output", "BOOL"))
