@@ -91,7 +91,7 @@ class _Build:
     progress: OnProgress | None
 
     def write(self) -> None:
-        """All files, the manifest last."""
+        """Write all files, the manifest last."""
         checkpoint, settings, path = self.checkpoint, self.settings, self.path
         names = tokenizer.convert_tokenizer(checkpoint.path, checkpoint.config, path)
         # The tokenizer and what needs it first: what is wrong there is found before the long work.
@@ -145,9 +145,9 @@ class _Build:
         config, settings, unquantized = self.checkpoint.config, self.settings, self.path / UNQUANTIZED_FILE
         self._write_weights(unquantized)
         _, weights = self._mapped(unquantized)
-        seen = calibration.calibrate(config, weights, canvases, self.progress)
-        scales = scales_for(config, weights, seen)
-        errors = output_errors(config, weights, scales, seen.canvas, self.progress)
+        inputs = calibration.calibrate(config, weights, canvases, self.progress)
+        scales = scales_for(config, weights, inputs)
+        errors = output_errors(config, weights, scales, inputs.canvas, self.progress)
         forms = packed_tensors(config, settings.dtype, settings.quantization)
         tensors = self._reported("quantize weights", packed_fp8(config, weights, scales), forms)
         facts = write_weights(self.path / WEIGHTS_FILE, forms, tensors)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from d3llm_trt.tokenizer import Tokenizer
 ANSWER, PASSES = 96, 4
 GENERATED_PROMPTS = (16, 48, 96)
 SEED = 0
-_Ops = TypeVar("_Ops", bound=TorchOps)
+Watch = Callable[[str, Tensor, Tensor], None]
 
 
 @dataclass
@@ -35,16 +34,23 @@ class Calibration:
     canvas: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
-class _Observer(TorchOps):
-    """Remembers the largest input of every linear layer in ``peaks``."""
+class WatchedOps(TorchOps):
+    """Ops for one canvas of ``length`` tokens, without a cache, that show each linear layer to ``watch``.
 
-    peaks: dict[str, Tensor]
+    ``watch`` gets the name of the layer, its input and its output.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], length: int, watch: Watch) -> None:
+        shape = (config.num_layers, 1, 2, config.num_kv_heads, length, config.head_dim)
+        cache = torch.empty(shape, dtype=weights["final_norm.weight"].dtype)
+        super().__init__(config, weights, cache, Windows.whole(length), rotary_tables(config, length))
+        self._watch = watch
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """The product; the largest input is kept."""
-        peak = x.abs().amax().float()
-        self.peaks[name] = torch.maximum(self.peaks.get(name, peak), peak)
-        return super().linear(name, x)
+        """The product, after it was shown."""
+        product = super().linear(name, x)
+        self._watch(name, x, product)
+        return product
 
 
 def canvases_for(config: ModelConfig, settings: EngineConfig, engine_dir: Path) -> list[Tensor]:
@@ -117,16 +123,13 @@ def _after_pass(
     masked = (canvas == config.mask_token_id).nonzero()[:, 0]
     count = len(masked) // passes_left
     candidates = masked[: max(count + count // 2, 1)]
-    ops = ops_over(_Observer, config, weights, len(canvas))
-    ops.peaks = peaks
+
+    def keep_peak(name: str, x: Tensor, product: Tensor) -> None:
+        peak = x.abs().amax().float()
+        peaks[name] = torch.maximum(peaks.get(name, peak), peak)
+
+    ops = WatchedOps(config, weights, len(canvas), keep_peak)
     logits = forward(config, ops, canvas, (candidates - int(config.shifted_logits)).clamp(min=0))
     scores = select(logits, config.mask_token_id, torch.full(candidates.shape, FINE_EPS), None)
     surest = scores.entropy.argsort(stable=True)[:count]
     return canvas.index_put((candidates[surest],), scores.greedy[surest])
-
-
-def ops_over(kind: type[_Ops], config: ModelConfig, weights: Mapping[str, Tensor], length: int) -> _Ops:
-    """Ops of ``kind`` for one canvas of ``length`` tokens, without a cache."""
-    dtype = weights["final_norm.weight"].dtype
-    shape = (config.num_layers, 1, 2, config.num_kv_heads, length, config.head_dim)
-    return kind(config, weights, torch.empty(shape, dtype=dtype), Windows.whole(length), rotary_tables(config, length))

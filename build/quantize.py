@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from d3llm_trt.build.calibration import Calibration, calibrate, ops_over
+from d3llm_trt.build.calibration import Calibration, WatchedOps, calibrate
 from d3llm_trt.dtypes import FP8, dtype_name
 from d3llm_trt.errors import BuildError
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import packed_tensors, quantized_layers
-from d3llm_trt.model.torch_ops import TorchOps
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.reference import fp8_linear, fp8_scale, to_fp8
 from d3llm_trt.progress import OnProgress
@@ -68,27 +67,6 @@ def packed_fp8(
             yield name, scales[name] if name in scales else weights[name]
 
 
-class _Comparison(TorchOps):
-    """Compares the output of every layer that has scales with its output in FP8, from the same input."""
-
-    scales: Mapping[str, Tensor]
-    errors: dict[str, float]
-    progress: OnProgress | None
-
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        """The exact product; the error of the one in FP8 is kept."""
-        exact = super().linear(name, x)
-        if f"{name}.weight_scale" in self.scales:
-            weight_scale, x_scale = self.scales[f"{name}.weight_scale"], self.scales[f"{name}.input_scale"]
-            bias = self._weights.get(f"{name}.bias")
-            small = to_fp8(x, x_scale), to_fp8(self._weights[f"{name}.weight"], weight_scale)
-            rough = fp8_linear(*small, x_scale, weight_scale, bias, torch.float32)
-            self.errors[name] = float((rough - exact.float()).norm() / exact.float().norm().clamp(min=1e-12))
-            if self.progress is not None:
-                self.progress("compare layers", len(self.errors), len(self.scales) // 2)
-        return exact
-
-
 @torch.inference_mode()
 def output_errors(
     config: ModelConfig,
@@ -97,11 +75,22 @@ def output_errors(
     canvas: Tensor,
     progress: OnProgress | None = None,
 ) -> dict[str, float]:
-    """By quantized layer: the norm of its output's error over the norm of its output.
+    """For each quantized layer the norm of its output's error over the norm of its output.
 
-    In one pass over ``canvas`` that asks for the rows of its masks.
+    They are measured in one pass over ``canvas`` that asks for the rows of its masks.
     """
-    ops = ops_over(_Comparison, config, weights, len(canvas))
-    ops.scales, ops.errors, ops.progress = scales, {}, progress
+    errors: dict[str, float] = {}
+
+    def compare(name: str, x: Tensor, exact: Tensor) -> None:
+        if f"{name}.weight_scale" not in scales:
+            return
+        weight_scale, x_scale = scales[f"{name}.weight_scale"], scales[f"{name}.input_scale"]
+        small = to_fp8(x, x_scale), to_fp8(weights[f"{name}.weight"], weight_scale)
+        rough = fp8_linear(*small, x_scale, weight_scale, weights.get(f"{name}.bias"), torch.float32)
+        errors[name] = float((rough - exact.float()).norm() / exact.float().norm().clamp(min=1e-12))
+        if progress is not None:
+            progress("compare layers", len(errors), len(scales) // 2)
+
+    ops = WatchedOps(config, weights, len(canvas), compare)
     forward(config, ops, canvas, (canvas == config.mask_token_id).nonzero()[:, 0])
-    return ops.errors
+    return errors

@@ -56,7 +56,7 @@ class WeightsFile:
     _maps: list[mmap.mmap] = field(default_factory=list, repr=False, compare=False)
 
     def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """Pieces of the file, given by begin and end; read, because mapped pages far apart come in slowly."""
+        """Yield pieces of the file by begin and end; the map would be slow, since these may lie far apart."""
         try:
             with self.path.open("rb") as file:
                 for begin, end in ranges:
@@ -88,20 +88,17 @@ class WeightsFile:
         self._maps.clear()
 
     def _map(self) -> mmap.mmap:
+        # Without MAP_NORESERVE Linux refuses a private map larger than its memory, though nothing is written to it.
+        no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+        flags, access = mmap.MAP_PRIVATE | no_reserve, mmap.PROT_READ | mmap.PROT_WRITE
         try:
             with self.path.open("rb") as file:
-                mapped = _map_privately(file.fileno())
+                mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=access)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: cannot be mapped: {error}; {DOWNLOAD_AGAIN}") from error
-        if len(mapped) != self.size:
-            raise CheckpointError(f"{self.path}: changed while it was read: {len(mapped)} bytes, before {self.size}")
+        size = len(mapped)
+        _check(size == self.size, self.path, f"changed while it was read: {size} bytes, before {self.size}")
         return mapped
-
-
-def _map_privately(descriptor: int) -> mmap.mmap:
-    # Without MAP_NORESERVE Linux refuses a private map larger than its memory, though nothing is ever written to it.
-    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-    return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 @contextmanager

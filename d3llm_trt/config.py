@@ -77,10 +77,6 @@ class TensorRTConfig:
         """The chosen attention, or the default of ``backend``."""
         return self.attention or ("native" if backend == "tensorrt-rtx" else "plugin")
 
-    def changes(self) -> dict[str, Any]:
-        """The options that are not as by default."""
-        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
-
     def resolved(self, backend: str, max_tokens: int, precision: str = "bfloat16") -> PlanConfig:
         """These options with the defaults of ``backend`` filled in; ``max_tokens`` is the largest bucket.
 
@@ -218,8 +214,13 @@ class BuildConfig:
             if self.quantization is not None:
                 require(dtype in HALF, "dtype", dtype, f"{', '.join(HALF)} with {self.quantization}")
             if self.tensorrt is not None:
-                changes = [f"{name} is {value!r}" for name, value in self.tensorrt.changes().items()]
-                what = changes[0] if changes else "tensorrt is set"
+                values = vars(self.tensorrt)
+                changes = (
+                    f"{item.name} is {values[item.name]!r}"
+                    for item in fields(self.tensorrt)
+                    if values[item.name] != item.default
+                )
+                what = next(changes, "tensorrt is set")
                 raise ConfigError(f"{what}, which the torch backend does not use; choose a tensorrt backend")
             return None
         options = self.tensorrt or TensorRTConfig()

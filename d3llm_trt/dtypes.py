@@ -35,7 +35,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Inverse of :func:`dtype_name`."""
+    """The dtype that :func:`dtype_name` names."""
     import torch
 
     dtype: torch.dtype = getattr(torch, name)

@@ -54,17 +54,17 @@ class Manifest:
     Args:
         model_config: hyper-parameters of the network.
         build_config: what it was built for.
-        backend_version: of the library that compiled it.
-        package_version: of d3llm_trt that built it.
+        backend_version: the version of the library that compiled it.
+        package_version: the version of d3llm_trt that built it.
         compute_capabilities: the GPUs it was compiled for, as in "9.0"; empty where any will do.
         plugin: None if the engine needs no plugin library.
-        checkpoint_fingerprint: of the checkpoint it was built from.
+        checkpoint_fingerprint: a digest of the checkpoint it was built from.
         files: every file of the directory but the manifest.
-        quantization_errors: by linear layer whose packed weight is quantized, the relative error of its output while
-            the scales were measured.
+        quantization_errors: for each linear layer whose packed weight is quantized, the relative error of its output
+            while the scales were measured.
         calibration_prompts: size and checksum of the file of prompts on which they were measured; None if those were
             generated, or nothing is quantized.
-        format_version: of the directory.
+        format_version: the version of the directory's form.
     """
 
     model_config: ModelConfig
@@ -159,7 +159,7 @@ def _check_format(path: Path, values: dict[str, Any]) -> None:
 
 
 def _from_values(values: dict[str, Any]) -> Manifest:
-    """Inverse of ``Manifest.to_dict``. Raises ConfigError."""
+    """The manifest that ``Manifest.to_dict`` stored as ``values``. Raises ConfigError."""
     expected = {
         "format": str, "format_version": int, "package_version": str, "backend": str, "backend_version": str,
         "compute_capabilities": list, "plugin": (dict, type(None)), "checkpoint_fingerprint": str,
@@ -247,9 +247,9 @@ def verify_files(directory: str | Path, manifest: Manifest, progress: OnProgress
         if progress is not None:
             progress("verify", done, total)
 
-    problems = [_file_problem(Path(directory) / name, facts, advance) for name, facts in manifest.files.items()]
-    if found := [problem for problem in problems if problem is not None]:
-        raise EngineError(f"{directory}: damaged engine: {'; '.join(found)}; {REBUILD}")
+    problems = (_file_problem(Path(directory) / name, facts, advance) for name, facts in manifest.files.items())
+    if text := "; ".join(problem for problem in problems if problem is not None):
+        raise EngineError(f"{directory}: damaged engine: {text}; {REBUILD}")
 
 
 def _file_problem(path: Path, expected: FileFacts, advance: Callable[[int], None]) -> str | None:

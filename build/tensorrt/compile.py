@@ -68,12 +68,12 @@ def _set_options(trt: Any, config: Any, options: PlanConfig) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * (1 << 30)))
-    for wanted, flags in (
+    for enabled, flags in (
         (options.version_compatible, ("VERSION_COMPATIBLE",)),
         (options.weight_streaming, ("WEIGHT_STREAMING",)),
         (options.strip_weights, ("STRIP_PLAN", "REFIT_INDIVIDUAL")),
     ):
-        for flag in flags if wanted else ():
+        for flag in flags if enabled else ():
             config.set_flag(getattr(trt.BuilderFlag, flag))
     if options.attention == "plugin":
         # The plugin writes the window's K and V into the cache it was given.
@@ -98,7 +98,7 @@ def _add_profiles(builder: Any, config: Any, bindings: Iterable[Binding]) -> Non
 
 
 def _mark_matrices(lowering: Lowering) -> None:
-    """Only these are left out of a stripped plan. Vectors, scales and tables of angles are small, and stay in it."""
+    """Leave matrices alone out of a stripped plan: vectors, scales and tables of angles are small, and stay in it."""
     for name, tensor in lowering.named.items():
         if tensor.ndim > 1 and not lowering.network.mark_weights_refittable(name):
             raise BuildError(f"TensorRT refused to leave out the weight {name}; build without strip_weights")

@@ -70,8 +70,8 @@ class Lowering:
 
     def cast(self, name: str, x: Any, dtype: torch.dtype) -> Any:
         """``x`` in another dtype; itself if it has that already."""
-        wanted = self.dtype(dtype)
-        return x if x.dtype == wanted else self.output(name, self.network.add_cast(x, wanted))
+        target = self.dtype(dtype)
+        return x if x.dtype == target else self.output(name, self.network.add_cast(x, target))
 
     def binary(self, name: str, x: Any, operation: str, y: Any) -> Any:
         """An elementwise operation by its TensorRT name: SUM, PROD, ..."""

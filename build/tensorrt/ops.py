@@ -43,7 +43,7 @@ class TensorRTOps:
         return self._low.output(name, self._low.network.add_gather(table, ids, 0))
 
     def linear(self, name: str, x: Any) -> Any:
-        """With scales, input and weight go through FP8, which TensorRT fuses with the product."""
+        """Where there are scales, input and weight go through FP8, which TensorRT fuses with the product."""
         low, rank, scales = self._low, len(x.shape), (f"{name}.weight_scale", f"{name}.input_scale")
         weight = self._weight(f"{name}.weight", rank)
         if scales[0] in self._weights:

@@ -86,7 +86,8 @@ def profiled(run: Callable[[], object]) -> GpuTime:
         torch.cuda.synchronize()
     seconds: dict[str, float] = {}
     for event in profile.key_averages():
-        kind = _class_of(event.key)
+        fitting = (name for name, pattern in KERNEL_CLASSES if re.search(pattern, event.key, re.IGNORECASE))
+        kind = next(fitting, "other")
         seconds[kind] = seconds.get(kind, 0.0) + event.self_device_time_total / 1e6
     ranges = [event.time_range for event in profile.events() if event.device_type.name == "CUDA"]
     busy = covered((kernel.start, kernel.end) for kernel in ranges) / 1e6
@@ -100,10 +101,6 @@ def covered(ranges: Iterable[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
-
-
-def _class_of(kernel: str) -> str:
-    return next((name for name, pattern in KERNEL_CLASSES if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
 def _prompts(llm: LLM, count: int, length: int) -> list[dict[str, list[int]]]:

@@ -100,4 +100,4 @@ def _flag(item: Field[Any]) -> str:
 
 def _shown_default(default: object, unset: str) -> str:
     shown = unset if default in (None, ()) else "on" if default is True else "" if default is False else default
-    return f"  [default: {shown}]" if shown != "" else ""
+    return "" if shown == "" else f"  [default: {shown}]"

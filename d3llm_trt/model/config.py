@@ -94,7 +94,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Inverse of :meth:`to_dict`. Raises ConfigError on a missing or unknown key."""
+        """The config that :meth:`to_dict` stored. Raises ConfigError on a missing or unknown key."""
         known = {field.name for field in fields(cls)}
         if wrong := known.symmetric_difference({"end_token_ids": (), **values}):
             raise ConfigError(f"model config: missing or unknown keys {sorted(wrong)}; allowed: {sorted(known)}")

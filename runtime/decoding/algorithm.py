@@ -15,8 +15,8 @@ from d3llm_trt.runtime.decoding.blocks import Blocks, forced
 
 @dataclass(frozen=True)
 class Opening:
-    """Before a pass: ``opened[B]`` generated blocks, ``active[B, K]`` ones, candidates end at ``limit[B]``, and the
-    network sees ``live_length[B]`` positions."""
+    """What is open in a pass: ``opened[B]`` generated blocks, of which ``active[B, K]`` are active; candidates end at
+    ``limit[B]``, and the network sees ``live_length[B]`` positions."""
 
     opened: Tensor
     active: Tensor
@@ -44,7 +44,7 @@ class Choice:
 
     @classmethod
     def of_sampled(cls, accepted: Tensor) -> Choice:
-        """All of ``accepted[B, W]`` take the sampled token."""
+        """A choice in which all of ``accepted[B, W]`` take the sampled token."""
         return cls(accepted, torch.zeros_like(accepted))
 
 
@@ -53,19 +53,17 @@ class Algorithm(Protocol):
 
     def open(self, settings: RequestSettings, progress: RequestProgress, blocks: Blocks) -> Opening:
         """Which blocks are open in the next pass."""
-        ...
 
     def accept(
         self, family: Family, settings: RequestSettings, progress: RequestProgress, blocks: Blocks, scores: Scores
     ) -> Choice:
         """Which candidates this pass commits."""
-        ...
 
 
 def below_threshold_or_forced(
     settings: RequestSettings, progress: RequestProgress, blocks: Blocks, scores: Scores
 ) -> Choice:
-    """All candidates below the threshold, and one forced pick (spec B.1, and B.5, Dream)."""
+    """Commit all candidates below the threshold, and one forced pick (spec B.1, and B.5, Dream)."""
     accepted = progress.candidates & (scores.entropy < settings.threshold[:, None])
     accepted = accepted | forced(blocks, progress.active, scores.entropy, progress.candidates, accepted)
     return Choice.of_sampled(accepted)

@@ -42,7 +42,7 @@ class Blocks:
         return self.first_eos < self.masked.shape[1]
 
     def previous(self, values: Tensor) -> Tensor:
-        """For every block the value ``[B, K]`` of the one before; its own for the prompt."""
+        """The ``values[B, K]`` of the block before each block; the prompt has its own."""
         return torch.cat((values[:, :1], values[:, :-1]), dim=1)
 
     def end_of(self, block: Tensor) -> Tensor:

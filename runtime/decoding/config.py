@@ -132,12 +132,12 @@ class DecodingConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DecodingConfig:
-        """From a mapping. Raises ConfigError on an unknown key or a bad value."""
+        """The settings in a mapping. Raises ConfigError on an unknown key or a bad value."""
         return from_mapping(cls, values, "decoding config")
 
     @classmethod
     def from_file(cls, path: str | Path) -> DecodingConfig:
-        """From a YAML or JSON file. Raises ConfigError on an unreadable file, an unknown key or a bad value."""
+        """The settings in a YAML or JSON file. Raises ConfigError if it cannot be read, and as :meth:`from_dict`."""
         values = read_settings_file(path)
         return from_mapping(cls, {} if values is None else values, f"decoding config {path}")
 

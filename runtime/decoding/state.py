@@ -33,7 +33,7 @@ class DecodingState:
 
     @classmethod
     def empty(cls, slots: int, max_seq_len: int, device: torch.device) -> DecodingState:
-        """All slots free."""
+        """A state whose slots are all free."""
 
         def zeros(kind: type[Part]) -> Part:
             shapes = {item: shape_of(item, slots, max_seq_len) for item in fields(kind)}
@@ -53,7 +53,7 @@ class DecodingState:
         return _mapped(self.settings, lambda rows: rows[slots]), _mapped(views, lambda rows: rows[slots])
 
     def put(self, slots: Tensor, progress: RequestProgress) -> None:
-        """Inverse of :meth:`take` for progress."""
+        """Write back the progress that :meth:`take` gave, after a pass has changed it."""
         views = self._views(progress.canvas.shape[1], progress.active.shape[1])
         for item in fields(views):
             getattr(views, item.name).index_copy_(0, slots, getattr(progress, item.name))

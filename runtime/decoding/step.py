@@ -70,7 +70,7 @@ class TensorSizes(StepSizes):
     Args:
         width: positions of the longest canvas.
         blocks: blocks of the request that has most of them, the prompt included.
-        algorithms: those of the requests.
+        algorithms: the names of the requests' algorithms.
         sampling: whether any request has a temperature above 0.
         limited: whether any of these has top_k or top_p.
         barring: whether any request has min_tokens.
@@ -87,7 +87,7 @@ class TensorSizes(StepSizes):
 def advance(
     config: ModelConfig, state: DecodingState, slots: Tensor, sizes: TensorSizes, chosen: Tensor, selected: Selected
 ) -> Tensor:
-    """All that follows select in a step: commit, plan the next pass, and summarize it, ``[B, 5]``."""
+    """Do all that follows select in a step: commit, plan the next pass, and summarize it, ``[B, 5]``."""
     settings, progress = state.take(slots, sizes.width, sizes.blocks)
     progress = commit(config, sizes.algorithms, settings, progress, chosen, selected)
     progress = plan_pass(config, sizes.algorithms, settings, progress)

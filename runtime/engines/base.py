@@ -63,12 +63,9 @@ class Engine(Protocol):
     @property
     def spec(self) -> EngineSpec:
         """What it is and can take."""
-        ...
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Raw logits ``[R, vocab]``; Dream's shift is in the choice of rows."""
-        ...
 
     def close(self) -> None:
         """Keep what is worth keeping for the next start; ``forward`` is not called any more."""
-        ...

@@ -19,11 +19,9 @@ class Session(Protocol):
 
     def run(self, tensors: Mapping[str, Tensor]) -> None:
         """Compute the outputs among ``tensors``."""
-        ...
 
     def close(self) -> None:
         """Keep what is worth keeping for the next start."""
-        ...
 
 
 @dataclass(frozen=True)

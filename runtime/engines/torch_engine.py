@@ -29,7 +29,7 @@ class TorchEngine:
     Args:
         spec: what it is and can take; its KV cache is allocated here. Where attention runs in our kernel, nothing waits
             for the GPU, so the engine's own spec says that it can be captured.
-        weights: by name (:func:`packed_tensors` of the spec's dtype and quantization), on its device.
+        weights: the tensors of :func:`packed_tensors` for the spec's dtype and quantization by name, on its device.
 
     Raises EngineError if the KV cache does not fit the memory.
     """
@@ -47,7 +47,7 @@ class TorchEngine:
 
     @classmethod
     def load(cls, directory: Path, manifest: Manifest, spec: EngineSpec) -> TorchEngine:
-        """From an engine directory whose files were verified. Raises EngineError naming what is wrong."""
+        """Load an engine directory whose files were verified. Raises EngineError naming what is wrong."""
         check_precision(spec)
         forms = packed_tensors(manifest.model_config, manifest.build_config.dtype, spec.quantization)
         return cls(spec, _load_weights(directory / WEIGHTS_FILE, forms, spec.device))

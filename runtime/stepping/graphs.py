@@ -33,7 +33,7 @@ class StepGraphs:
 
     Args:
         engine: on a GPU, and able to run inside a captured graph.
-        state: of all its slots; graphs keep its addresses.
+        state: the state of all its slots; graphs keep its addresses.
         enabled: False runs every step without a graph, as after a capture that failed.
     """
 

@@ -21,39 +21,23 @@ class Occupant:
 
     Args:
         slot: its place in the state.
+        params: its settings.
         length: positions of its canvas.
         blocks: its blocks, the prompt included.
-        algorithm: a name of ``ALGORITHMS``.
-        sampling: whether its temperature is above 0.
-        limited: whether it has top_k or top_p.
-        barring: whether it has min_tokens.
         report: what its last pass gave, with the size of its next one.
     """
 
     slot: int
+    params: SamplingParams
     length: int
     blocks: int
-    algorithm: str
-    sampling: bool
-    limited: bool
-    barring: bool
     report: SlotReport
 
     @classmethod
     def entering(cls, slot: int, params: SamplingParams, progress: RequestProgress) -> Occupant:
         """A request before its first pass; ``progress`` is its one row, on the CPU."""
-        length, blocks = progress.canvas.shape[1], progress.active.shape[1]
         (report,) = read_summary(summarize(progress))
-        return cls(
-            slot,
-            length,
-            blocks,
-            algorithm=params.decoding.algorithm,
-            sampling=params.temperature > 0,
-            limited=params.top_k > 0 or params.top_p < 1,
-            barring=params.min_tokens > 0,
-            report=report,
-        )
+        return cls(slot, params, progress.canvas.shape[1], progress.active.shape[1], report)
 
 
 class Stepper(Protocol):
@@ -62,24 +46,19 @@ class Stepper(Protocol):
     @property
     def engine(self) -> Engine:
         """What runs the network."""
-        ...
 
     @property
     def state(self) -> DecodingState:
         """The state of all slots, to be changed inside :meth:`on_stream` only."""
-        ...
 
     def warm_up(self, progress: OnProgress | None = None) -> None:
         """Prepare what requests will probably need; no request may be in a slot.
 
         ``progress`` is called as ``progress("capture", done, total)``.
         """
-        ...
 
     def step(self, occupants: Sequence[Occupant]) -> list[SlotReport]:
         """One pass for these requests; waits for it."""
-        ...
 
     def on_stream(self) -> AbstractContextManager[object]:
         """What is done inside is queued behind the steps."""
-        ...

@@ -41,16 +41,17 @@ class TensorStepper:
 
 def sizes_of(occupants: Sequence[Occupant]) -> TensorSizes:
     """The sizes of the next step for these requests."""
+    params, reports = [occupant.params for occupant in occupants], [occupant.report for occupant in occupants]
     return TensorSizes(
         batch=len(occupants),
-        tokens=sum(occupant.report.window_tokens for occupant in occupants),
-        rows=sum(occupant.report.candidates for occupant in occupants),
+        tokens=sum(report.window_tokens for report in reports),
+        rows=sum(report.candidates for report in reports),
         width=max(occupant.length for occupant in occupants),
         blocks=max(occupant.blocks for occupant in occupants),
-        algorithms=tuple(sorted({occupant.algorithm for occupant in occupants})),
-        sampling=any(occupant.sampling for occupant in occupants),
-        limited=any(occupant.sampling and occupant.limited for occupant in occupants),
-        barring=any(occupant.barring for occupant in occupants),
+        algorithms=tuple(sorted({each.decoding.algorithm for each in params})),
+        sampling=any(each.temperature > 0 for each in params),
+        limited=any(each.temperature > 0 and (each.top_k > 0 or each.top_p < 1) for each in params),
+        barring=any(each.min_tokens > 0 for each in params),
     )
 
 

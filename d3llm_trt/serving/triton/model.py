@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class TritonPythonModel:
         self._warm_up()
         self._closing = threading.Event()
         # Last: a model that does not load must not end the server.
-        self._watchdog = _watchdog(args["model_instance_name"], exit_on_crash)
+        self._dismiss_watchdog = _start_watchdog(args["model_instance_name"], exit_on_crash)
         self._watcher = threading.Thread(target=self._watch, name="d3llm-triton", daemon=True)
         self._watcher.start()
 
@@ -75,13 +75,13 @@ class TritonPythonModel:
     def _accept(self, reply: Reply, request: Any) -> None:
         if len(self._open) >= self._most:
             raise Overloaded(f"{len(self._open)} requests are waiting or running; try again later")
-        asked = parse(_tensors(request))
+        parsed = parse(_tensors(request))
         mask_id = self._llm.spec.model_config.mask_token_id
-        if asked.shows_unfilled_masks(mask_id):
+        if parsed.shows_unfilled_masks(mask_id):
             raise RequestError("exclude_input_in_output is False in a stream, but input_ids has masks; leave one out")
-        reply.asked, reply.tokenizer = asked, self._llm.tokenizer
+        reply.parsed, reply.tokenizer = parsed, self._llm.tokenizer
         sink = partial(self._deliver, reply)
-        request_id = self._llm.submit(asked.prompt, asked.params, sink, stream=asked.stream)
+        request_id = self._llm.submit(parsed.prompt, parsed.params, sink, stream=parsed.stream)
         with self._lock:
             if not reply.closed:  # it may be answered already
                 self._open[request_id] = reply
@@ -128,10 +128,6 @@ class TritonPythonModel:
         self._watcher.join()
         self._llm.close()
 
-    def _dismiss_watchdog(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.dismiss()
-
 
 class Overloaded(Exception):
     """The queue is full."""
@@ -140,7 +136,7 @@ class Overloaded(Exception):
 class Reply:
     """Where one request's outputs go: the new part of each if it streams, and one end, whoever comes first."""
 
-    asked: Parsed
+    parsed: Parsed
     tokenizer: Any = None
 
     def __init__(self, sender: Any) -> None:
@@ -178,7 +174,7 @@ class Reply:
         answer, metrics = output.outputs[0], output.metrics
         text, ids = answer.text[self._sent_text :], answer.token_ids[self._sent_ids :]
         self._sent_text, self._sent_ids = len(answer.text), len(answer.token_ids)
-        if self._first and not self.asked.exclude_input:
+        if self._first and not self.parsed.exclude_input:
             text, ids = self._prompt_text(output) + text, [*output.prompt_token_ids, *ids]
         self._first = False
         values = (text, ids, metrics.num_forward_passes, metrics.tokens_per_forward, answer.finish_reason or "")
@@ -203,7 +199,8 @@ def _boolean(parameters: dict[str, str], name: str, default: str) -> bool:
     return value == "true"
 
 
-def _watchdog(instance: str, ends_server: bool) -> Watchdog | None:
+def _start_watchdog(instance: str, ends_server: bool) -> Callable[[], None]:
+    """Start a watchdog where there can be one, and return what dismisses it."""
     if ends_server and os.getppid() == 1:
         _LOG.warning(
             "exit_on_crash: nothing in a container can kill its process 1, tritonserver; use docker run --init"
@@ -212,14 +209,14 @@ def _watchdog(instance: str, ends_server: bool) -> Watchdog | None:
         watchdog = Watchdog(instance, ends_server)
     except Exception as error:  # noqa: BLE001 (whatever it lacks, the model can serve without)
         _LOG.warning("no watchdog, so clients may wait for ever for a backend that crashed: %s", error)
-        return None
+        return lambda: None
     if ends_server and not watchdog.ends_server:
         _LOG.warning("exit_on_crash: Triton runs inside another program, which is not ended")
-    return watchdog
+    return watchdog.dismiss
 
 
 def _explained(error: Exception) -> tuple[str, Any]:
-    """A message for the client, and Triton's code."""
+    """A message for the client, and the code that Triton gives it."""
     if isinstance(error, (RequestError, ConfigError)):
         return str(error), pb.TritonError.INVALID_ARG
     if isinstance(error, Overloaded):
@@ -231,8 +228,8 @@ def _explained(error: Exception) -> tuple[str, Any]:
 
 
 def _tensors(request: Any) -> dict[str, Any]:
-    found = {item.name: pb.get_input_tensor_by_name(request, item.name) for item in INPUTS}
-    return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
+    tensors = {item.name: pb.get_input_tensor_by_name(request, item.name) for item in INPUTS}
+    return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
 
 
 def _tensor(item: Field, value: Any) -> Any:

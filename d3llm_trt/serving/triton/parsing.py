@@ -31,7 +31,7 @@ class Parsed:
 
 
 def parse(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Parsed:
-    """From input tensors by name; what is left out has its default. Raises RequestError or ConfigError."""
+    """Read input tensors by name; what is left out has its default. Raises RequestError or ConfigError."""
     values = {item.name: _value(item, tensors[item.name]) for item in INPUTS if item.name in tensors}
     decoding = {item.name: values[item.name] for item in DECODING if item.name in values}
     sampling = {item.name: values[item.name] for item in SAMPLING if item.name in values}

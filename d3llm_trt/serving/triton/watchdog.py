@@ -29,7 +29,7 @@ class Watchdog:
     """Watches the process that makes it and the server, until it is dismissed.
 
     Args:
-        name: of what this process serves, for the server's log.
+        name: what this process serves, for the server's log.
         ends_server: whether the server is ended when this process dies. A program that has Triton inside is not.
 
     Raises OSError where it cannot be had: no Python to run it, a Python or kernel (before 5.3) without handles of
@@ -56,7 +56,7 @@ class Watchdog:
                 raise OSError(f"{sys.executable} did not start it; exit code {self._process.wait()}")
 
     def dismiss(self) -> None:
-        """Before an end that is not a crash; it is gone afterwards. May be called again."""
+        """End the watch before an end that is not a crash. May be called again."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(GOODBYE)
@@ -89,7 +89,7 @@ def _open(pid: int, stack: contextlib.ExitStack) -> int:
 
 
 def watch(backend: int, server: int, name: str, ends_server: bool) -> None:
-    """Until a goodbye on standard input, or until one of the two has ended and the other one after it."""
+    """Wait for a goodbye on standard input, or until one of the two has ended, and then end the other one."""
     goodbye = sys.stdin.fileno()
     for process in (backend, server):
         signal.pidfd_send_signal(process, 0)  # it raises now where it would raise then
