@@ -5,9 +5,11 @@ Quantization and plans need all weights at once: they take them mapped from a fi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,16 +28,18 @@ from d3llm_trt.gpus import capability_name
 from d3llm_trt.manifest import PLAN_FILE, WEIGHTS_FILE, FileFacts, Manifest, file_facts, write_manifest
 from d3llm_trt.model.packing import TensorForm, packed_tensors
 from d3llm_trt.progress import OnProgress
+from d3llm_trt.settings import as_config, require, require_path
 from d3llm_trt.tensorrt_module import load_tensorrt
 from d3llm_trt.version import __version__
 
+_LOG = logging.getLogger(__name__)
 UNQUANTIZED_FILE = "unquantized.safetensors"
 
 
 def build_engine(
     checkpoint_dir: str | Path,
     engine_dir: str | Path,
-    build_config: BuildConfig | None = None,
+    build_config: BuildConfig | Mapping[str, Any] | None = None,
     *,
     revision: str | None = None,
     overwrite: bool = False,
@@ -46,14 +50,19 @@ def build_engine(
     Args:
         checkpoint_dir: a directory, or a model of the Hugging Face Hub as ``org/name`` or ``org/name@revision``.
         revision: a branch, tag or commit, where ``checkpoint_dir`` is a model of the Hub.
-        build_config: what the engine is built for; by default ``BuildConfig()``.
+        build_config: what the engine is built for, or a mapping of it; by default ``BuildConfig()``.
         overwrite: replace an engine that is at ``engine_dir``; never anything else.
         progress: called as ``progress(stage, done, total)``.
 
     Raises CheckpointError, ConfigError or BuildError; ``engine_dir`` is then what it was before.
     """
+    require_path("checkpoint_dir", checkpoint_dir)
+    require_path("engine_dir", engine_dir)
+    config = as_config(BuildConfig, build_config, "build_config")
+    require(isinstance(overwrite, bool), "overwrite", overwrite, "True or False")
+    require(progress is None or callable(progress), "progress", progress, "None or a function")
     checkpoint_dir = local_directory(checkpoint_dir, revision)
-    checkpoint, settings = check_build(checkpoint_dir, engine_dir, build_config, overwrite=overwrite)
+    checkpoint, settings = check_build(checkpoint_dir, engine_dir, config, overwrite=overwrite)
     return build(checkpoint, Path(engine_dir), settings, progress, overwrite=overwrite)
 
 
@@ -67,7 +76,9 @@ def build(
 ) -> Path:
     """A build that was checked. Raises BuildError."""
     with writing(target):
-        return publish(target, lambda path: _Build(checkpoint, settings, path, progress).write(), overwrite=overwrite)
+        path = publish(target, lambda path: _Build(checkpoint, settings, path, progress).write(), overwrite=overwrite)
+    _LOG.info("built the engine %s from %s", path, checkpoint.path)
+    return path
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from d3llm_trt.build.builder import build
+from d3llm_trt.build.cache_entries import DIGITS, lock_of, note_source
 from d3llm_trt.build.check import check_place, prompt_facts, settings_for
 from d3llm_trt.build.checkpoint import Checkpoint, open_checkpoint
 from d3llm_trt.build.tokenizer import SOURCE_FILES
@@ -21,6 +23,8 @@ from d3llm_trt.manifest import FORMAT_VERSION, Check, file_facts, load_manifest,
 from d3llm_trt.progress import OnProgress
 from d3llm_trt.version import __version__
 from d3llm_trt.write_errors import cause_and_advice
+
+_LOG = logging.getLogger(__name__)
 
 
 def build_cached_engine(
@@ -40,15 +44,18 @@ def build_cached_engine(
         check(checkpoint.config, settings)
     entry = cache_directory() / cache_key(checkpoint, settings)
     if _is_good(entry, progress):  # without the lock, which a read-only cache cannot have
+        _LOG.info("the engine of %s is in the cache: %s", checkpoint.path, entry)
         return entry
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(entry.with_suffix(".lock")):
+        with FileLock(lock_of(entry)):
             if not _is_good(entry, progress):
                 if entry.exists():
                     shutil.rmtree(entry)
                 check_place(checkpoint, entry, settings)
+                _LOG.info("the engine of %s is not in the cache, so it is built: %s", checkpoint.path, entry)
                 build(checkpoint, entry, settings, progress)
+                note_source(entry, checkpoint.path)
     except OSError as error:
         fix = "set D3LLM_TRT_CACHE to a directory that can be written"
         raise BuildError(f"{entry.parent}: the cache cannot be used: {cause_and_advice(error, fix)}") from error
@@ -61,10 +68,10 @@ def cache_key(checkpoint: Checkpoint, settings: EngineConfig) -> str:
     tokenizer = {name: file_facts(path).sha256 for name in SOURCE_FILES if (path := checkpoint.path / name).is_file()}
     prompts = prompt_facts(settings)
     # The suffix says how the file is read.
-    calibrated = None if prompts is None else (prompts.sha256, Path(settings.calibration_prompts or "").suffix)
+    calibrated = None if prompts is None else (prompts.sha256, Path(settings.calibration_prompts or "").suffix.lower())
     configured = {**settings.to_dict(), "calibration_prompts": calibrated}
     parts = [checkpoint.fingerprint, configured, tokenizer, FORMAT_VERSION, __version__]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def _is_good(entry: Path, progress: OnProgress | None) -> bool:

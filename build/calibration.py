@@ -16,7 +16,8 @@ from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from d3llm_trt.plugins.reference import FINE_EPS, select
 from d3llm_trt.progress import OnProgress
-from d3llm_trt.prompts import as_chat, encode, read_prompt_file
+from d3llm_trt.prompt_files import read_prompt_file
+from d3llm_trt.prompts import as_chat, encode
 from d3llm_trt.tokenizer import Tokenizer
 
 ANSWER, PASSES = 96, 4

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +20,8 @@ from d3llm_trt.manifest import FileFacts, PluginFacts, file_facts
 from d3llm_trt.model.config import ModelConfig
 from d3llm_trt.model.packing import packed_tensors
 from d3llm_trt.plugins.tensorrt_plugin import find_plugin_library
-from d3llm_trt.prompts import read_prompt_file
+from d3llm_trt.prompt_files import read_prompt_file
+from d3llm_trt.settings import as_config
 from d3llm_trt.tensorrt_module import check_tensorrt
 from d3llm_trt.workspaces import require_writable
 from d3llm_trt.write_errors import FREE_SPACE
@@ -29,7 +32,7 @@ SPARE_BYTES = 64 << 20
 def check_build(
     checkpoint_dir: str | Path,
     engine_dir: str | Path,
-    build_config: BuildConfig | None = None,
+    build_config: BuildConfig | Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
 ) -> tuple[Checkpoint, EngineConfig]:
@@ -40,12 +43,13 @@ def check_build(
     return checkpoint, settings
 
 
-def settings_for(checkpoint: Checkpoint, build_config: BuildConfig | None) -> EngineConfig:
+def settings_for(checkpoint: Checkpoint, build_config: BuildConfig | Mapping[str, Any] | None) -> EngineConfig:
     """``build_config``, by default ``BuildConfig()``, resolved for a checkpoint; its prompt file was read once.
 
     Raises ConfigError. A pipe cannot be read a second time, so it is no prompt file.
     """
-    settings = (build_config or BuildConfig()).resolved(checkpoint.config.max_position_embeddings, checkpoint.dtype)
+    config = as_config(BuildConfig, build_config, "build_config")
+    settings = config.resolved(checkpoint.config.max_position_embeddings, checkpoint.dtype)
     if settings.calibration_prompts is not None:
         path = Path(settings.calibration_prompts)
         if not os.path.isfile(path):  # noqa: PTH113 (which takes a name that is too long)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from d3llm_trt.build.checkpoint_config import CONFIG_FILE, GENERATION_CONFIG_FILE, model_config
+from d3llm_trt.build.checkpoint_config import CONFIG_FILE, GENERATION_CONFIG_FILE, GIVE_CHECKPOINT, model_config
 from d3llm_trt.build.checkpoint_files import read_weights
 from d3llm_trt.build.published_tensors import packing
 from d3llm_trt.build.tensor_checks import check_dtypes, check_tensors, is_float32_vector
@@ -122,7 +122,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises one CheckpointError that lists everything that is wrong.
     """
     path = Path(path)
-    require_directory(path, CheckpointError, "expected a Hugging Face checkpoint directory")
+    require_directory(path, CheckpointError, GIVE_CHECKPOINT)
     refuse_other_directory(path)
     problems: list[str] = []
     config, config_bytes = _read_config(path, problems)

@@ -13,6 +13,7 @@ from d3llm_trt.build.rope_settings import with_plain_rope
 from d3llm_trt.model.config import Family, ModelConfig
 from d3llm_trt.settings import is_integer, is_number
 
+GIVE_CHECKPOINT = "expected a Hugging Face checkpoint directory"
 CONFIG_FILE, GENERATION_CONFIG_FILE = "config.json", "generation_config.json"
 ARCHITECTURES: dict[str, Family] = {"LLaDAModelLM": "llada", "DreamModel": "dream"}
 MAX_SIZE, MAX_LAYERS = 1 << 24, 1000

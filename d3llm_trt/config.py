@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from d3llm_trt.dtypes import COMPUTE, HALF
 from d3llm_trt.errors import ConfigError
 from d3llm_trt.gpus import RTX_DEFAULT, rtx_capabilities
-from d3llm_trt.settings import from_mapping, is_integer, is_number, require
+from d3llm_trt.settings import from_mapping, is_integer, is_number, make_plain, require
 
 BACKENDS = ("torch", "tensorrt", "tensorrt-rtx")
 DTYPES = ("auto", *COMPUTE)
@@ -51,6 +51,7 @@ class TensorRTConfig:
     timing_cache: str | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("token_buckets", "compute_capabilities"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -68,7 +69,8 @@ class TensorRTConfig:
         require(is_integer(level, 0, 5), "optimization_level", level, "an integer in 0..5")
         room = gib is None or (is_number(gib) and 0.001 <= gib <= 1024)
         require(room, "workspace_gib", gib, "None or a number in 0.001..1024")
-        different = gpus is None or 0 < len(gpus) == len(set(gpus))
+        named = gpus is None or all(isinstance(name, str) for name in gpus)
+        different = named and (gpus is None or 0 < len(gpus) == len(set(gpus)))
         require(different, "compute_capabilities", gpus, "None or different ones, as in 8.9")
 
     def attention_of(self, backend: str) -> str:
@@ -164,6 +166,7 @@ class BuildConfig:
     _options: ClassVar[type[TensorRTConfig]] = TensorRTConfig
 
     def __post_init__(self) -> None:
+        make_plain(self)
         self._check_calibration()
         options: object = self.tensorrt
         if isinstance(options, Mapping):

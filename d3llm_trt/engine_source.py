@@ -42,6 +42,25 @@ def engine_for(
     CheckpointError where a directory is not sound.
     """
     path = Path(model)
+    there = check_model(path, backend=backend, dtype=dtype, max_batch_size=max_batch_size)
+    if isinstance(there, BuildConfig):
+        from d3llm_trt.build.cached import build_cached_engine
+
+        path = build_cached_engine(path, there, progress, check)
+        return path, load_manifest(path)
+    if check is not None:
+        check(there.model_config, there.build_config)
+    verify_files(path, there, progress)
+    return path, there
+
+
+def check_model(
+    path: Path, *, backend: str | None = None, dtype: str | None = None, max_batch_size: int | None = None
+) -> Manifest | BuildConfig:
+    """The manifest of the engine directory ``path``, or what the checkpoint there will be built for.
+
+    Nothing large is read or imported, so it is asked first. Raises as :func:`engine_for` does.
+    """
     require_directory(path, EngineError, GIVE_EITHER)
     if not is_engine(path):
         refuse_other_directory(path)
@@ -50,16 +69,9 @@ def engine_for(
     if is_engine(path):
         manifest = load_manifest(path)
         _check_settings(manifest, backend, dtype, max_batch_size)
-        if check is not None:
-            check(manifest.model_config, manifest.build_config)
-        verify_files(path, manifest, progress)
-        return path, manifest
-    from d3llm_trt.build.cached import build_cached_engine
-
+        return manifest
     settings = {"backend": backend, "dtype": dtype, "max_batch_size": max_batch_size}
-    config = from_mapping(BuildConfig, {name: value for name, value in settings.items() if value is not None}, "model")
-    built = build_cached_engine(path, config, progress, check)
-    return built, load_manifest(built)
+    return from_mapping(BuildConfig, {name: value for name, value in settings.items() if value is not None}, "model")
 
 
 def _check_settings(manifest: Manifest, backend: str | None, dtype: str | None, max_batch_size: int | None) -> None:

@@ -30,12 +30,12 @@ def check_picture_path(what: str, path: Path, suffixes: tuple[str, ...], without
 
     ``what`` names the setting; ``without_matplotlib`` says that a .png needs it, where it is missing, and what to do.
     """
-    require(path.suffix in suffixes, what, str(path), f"a {' or '.join(suffixes)} file")
+    require(path.suffix.lower() in suffixes, what, str(path), f"a {' or '.join(suffixes)} file")
     require(not path.is_dir(), what, str(path), "a file, and this is a folder")
     require(path.parent.is_dir(), what, str(path), "a file in a folder that exists; make the folder, or choose another")
     with naming_causes(path, ConfigError, "choose another folder"):
         require_writable(path.parent)
-    if path.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
+    if path.suffix.lower() == ".png" and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(without_matplotlib)
 
 

@@ -1,23 +1,21 @@
-"""Prompts that users give, in any form and from anywhere, and their token ids."""
+"""Prompts that users give, in any form, and their token ids."""
 
 from __future__ import annotations
 
-import json
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from d3llm_trt.errors import ConfigError, RequestError
+from d3llm_trt.errors import RequestError
 from d3llm_trt.settings import is_integer, shortened
 
 if TYPE_CHECKING:
     from d3llm_trt.tokenizer import Tokenizer
 
-STDIN = "-"
 KEYS = ("prompt", "messages", "prompt_token_ids")
 FORMS = 'a str, a list of chat messages, {"prompt": "..."}, {"messages": [...]} or {"prompt_token_ids": [...]}'
 CHARACTERS_PER_TOKEN = 128  # longer texts cannot fit, and to find that out would take time
+SYSTEM_ROLES = ("system", "developer")
 Message = Mapping[str, str]
 Prompt = str | list[Message] | dict[str, list[int]]
 
@@ -121,76 +119,12 @@ def _check_length(parts: Sequence[object], max_seq_len: int) -> None:
         raise RequestError(f"prompt has {characters} characters; allowed: at most {most}; shorten the prompt")
 
 
-def read_prompts(texts: Sequence[str], file: Path | None, stdin: BinaryIO | None) -> list[Prompt]:
-    """All prompts in order: arguments (``-`` reads all of ``stdin`` as one), then the file's.
-
-    Without either, ``stdin`` is the prompt, unless it is a terminal. Raises ConfigError naming what is wrong.
-    """
-    if not texts and file is None:
-        if stdin is None or stdin.isatty():
-            raise ConfigError("no prompt is given; give PROMPT, --file, or pipe text into standard input")
-        texts = [STDIN]
-    if list(texts).count(STDIN) > 1:
-        raise ConfigError("prompt '-' is given twice; standard input can be read once")
-    prompts: list[Prompt] = [_read_stdin(stdin) if text == STDIN else text for text in texts]
-    if file is not None:
-        prompts += read_prompt_file(file)
-    return prompts
-
-
 def as_chat(prompt: Prompt, system: str | None) -> Prompt:
     """Text as a user's message; ``system`` leads unless a system message already does. Token ids stay as they are."""
     if isinstance(prompt, dict):
         return prompt
     messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if system is None or messages[0].get("role") == "system":
+    first = messages[0] if messages else None
+    if system is None or (isinstance(first, Mapping) and first.get("role") in SYSTEM_ROLES):
         return messages
     return [{"role": "system", "content": system}, *messages]
-
-
-def _read_stdin(stdin: BinaryIO | None) -> str:
-    text = _decode(stdin.read() if stdin else b"", "standard input").removesuffix("\n").removesuffix("\r")
-    if not text:
-        raise ConfigError("standard input is empty; give PROMPT, --file, or pipe text into standard input")
-    return text
-
-
-def read_prompt_file(path: Path) -> list[Prompt]:
-    """One prompt per line that is not blank; lines of a ``.jsonl`` file are objects.
-
-    Raises ConfigError naming the file and what is wrong with it.
-    """
-    return list(_read_file(path))
-
-
-def _read_file(path: Path) -> Iterator[Prompt]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"prompt file {path}: cannot be read: {error.strerror}") from error
-    lines = _decode(content, f"prompt file {path}").replace("\r\n", "\n").split("\n")
-    if not any(line.strip() for line in lines):
-        raise ConfigError(f"prompt file {path}: holds no prompt; write one prompt per line")
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _parse_line(line, f"{path}:{number}") if path.suffix == ".jsonl" else line
-
-
-def _decode(content: bytes, name: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
-
-
-def _parse_line(line: str, where: str) -> Prompt:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not valid JSON: {error}") from error
-    try:
-        if not isinstance(value, Mapping):
-            raise RequestError(f"is {shortened(value)}; allowed: an object with one key of {', '.join(KEYS)}")
-        return as_prompt(value)
-    except RequestError as error:
-        raise ConfigError(f"{where}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -20,6 +21,12 @@ def require(condition: bool, name: str, value: object, allowed: str, error: type
         raise error(f"{name} is {value!r}; allowed: {allowed}")
 
 
+def require_path(name: str, value: object) -> None:
+    """Raise ConfigError unless ``value`` can name a file or folder: a text or a path, and not empty."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    require(isinstance(text, str) and text != "" and "\0" not in text, name, value, "a path, as str or Path")
+
+
 def is_integer(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
     """Whether ``value`` is an int from ``low`` to ``high``; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
@@ -34,11 +41,9 @@ def is_number(value: object) -> bool:
 
 
 def make_plain(settings: object) -> None:
-    """Replace numbers that numpy or torch holds by Python's own, in a dataclass that is being made."""
+    """Replace numbers and arrays of numpy or torch by Python's own, in a dataclass that is being made."""
     for item in fields(settings):  # type: ignore[arg-type]
-        value = getattr(settings, item.name)
-        if getattr(value, "shape", None) == ():
-            object.__setattr__(settings, item.name, value.item())
+        object.__setattr__(settings, item.name, plain(getattr(settings, item.name)))
 
 
 def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
@@ -54,19 +59,39 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> C
     return cls(**values)
 
 
+def as_config(cls: type[Config], value: object, name: str) -> Config:
+    """``value`` itself, one made of a mapping, or the default one for None. Raises ConfigError on anything else."""
+    if value is None:
+        return cls()
+    if isinstance(value, cls):
+        return value
+    require(isinstance(value, Mapping), name, value, f"a {cls.__name__}, a mapping of its settings, or None")
+    return from_mapping(cls, value, name)  # type: ignore[arg-type]
+
+
+def plain(value: Any) -> Any:
+    """A number or array of numpy or torch as numbers or lists of Python, in lists too; anything else as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    convert = getattr(value, "tolist", None)
+    return convert() if callable(convert) else value
+
+
 def read_settings_file(path: str | Path) -> Any:
     """The content of a ``.yaml``, ``.yml`` or ``.json`` file. Raises ConfigError if it cannot be read."""
     import yaml
 
+    require_path("settings file", path)
     path = Path(path)
-    require(path.suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
+    suffix = path.suffix.lower()
+    require(suffix in (".yaml", ".yml", ".json"), "settings file", str(path), "a .yaml, .yml or .json file")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path}: cannot be read: {error}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
+        kind = "JSON" if suffix == ".json" else "YAML"
         raise ConfigError(f"settings file {path}: not valid {kind}: {error}") from error
 
 

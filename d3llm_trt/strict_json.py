@@ -40,13 +40,7 @@ def parse_object(
     if (other := other_content(data, "JSON")) is not None:
         raise error(f"{source}: {other.cause}; {other.fix or fix}")
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_no_constant,
-            parse_int=partial(_integer, max_digits),
-            parse_float=_number,
-        )
+        value = parse_value(data.decode("utf-8"), max_digits=max_digits)
         # Escaped lone surrogates survive parsing and fail only where they are printed or used as a file name.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError as reason:
@@ -58,6 +52,17 @@ def parse_object(
     if not isinstance(value, dict):
         raise error(f"{source}: holds a JSON {type(value).__name__}; expected an object; {fix}")
     return value
+
+
+def parse_value(text: str, *, max_digits: int = MAX_DIGITS) -> Any:
+    """The JSON value in ``text``. Raises ValueError, also on what JSON readers do not agree on, or RecursionError."""
+    return json.loads(
+        text,
+        object_pairs_hook=_object,
+        parse_constant=_no_constant,
+        parse_int=partial(_integer, max_digits),
+        parse_float=_number,
+    )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

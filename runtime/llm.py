@@ -8,7 +8,7 @@ import logging
 import queue
 import sys
 import weakref
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from d3llm_trt.progress import OnProgress, build_progress
 from d3llm_trt.prompts import prompt_list
 from d3llm_trt.runtime.answer import failed_output
 from d3llm_trt.runtime.decoder import Decoder
-from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
+from d3llm_trt.runtime.decoding.sampling_params import SamplingParams, as_sampling_params
 from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.loading import choose_device, open_engine
 from d3llm_trt.runtime.outputs import RequestOutput
@@ -31,9 +31,11 @@ from d3llm_trt.runtime.scheduler import Scheduler
 from d3llm_trt.runtime.stepping.factory import make_stepper
 from d3llm_trt.runtime.stepping.policy import parse_policy
 from d3llm_trt.runtime.worker import Worker
+from d3llm_trt.settings import plain, require, require_path
 from d3llm_trt.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
+AnyParams = SamplingParams | Mapping[str, Any]
 
 
 class LLM:
@@ -69,15 +71,18 @@ class LLM:
         cuda_graphs: str | None = None,
         progress: OnProgress | None = None,
     ) -> None:
-        policy, where = parse_policy(cuda_graphs), choose_device(device)
+        require_path("model", model)
+        require(progress is None or callable(progress), "progress", progress, "None or a function")
+        policy, where, slots = parse_policy(cuda_graphs), choose_device(device), plain(max_batch_size)
         source = source_directory(model, revision)  # before our bars, since a download has its own
         with _shown(progress) as show:
             engine, tokenizer = open_engine(
-                source, where, backend=backend, dtype=dtype, max_batch_size=max_batch_size, progress=show
+                source, where, backend=backend, dtype=dtype, max_batch_size=slots, progress=show
             )
             decoder = Decoder(make_stepper(engine, policy))
             decoder.warm_up(show)
         self._start(decoder, tokenizer)
+        _LOG.info("opened %s: %r", source, self)
 
     @classmethod
     def over(cls, engine: Engine, tokenizer: Tokenizer | None = None, cuda_graphs: str | None = None) -> LLM:
@@ -99,7 +104,7 @@ class LLM:
     def generate(
         self,
         prompts: Any,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: AnyParams | Sequence[AnyParams] | None = None,
         *,
         use_tqdm: bool = False,
         raise_on_error: bool = False,
@@ -132,7 +137,7 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Any],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: AnyParams | Sequence[AnyParams] | None = None,
         **options: bool,
     ) -> list[RequestOutput]:
         """Answer a conversation, or a list of them, as :meth:`generate` does. Raises RequestError, EngineError."""
@@ -152,7 +157,7 @@ class LLM:
         return f"LLM({family}, {spec.backend} engine in {precision} on {spec.device}, {slots} slots)"
 
     def generate_stream(
-        self, prompt: Any, sampling_params: SamplingParams | None = None, *, canvas: bool = False
+        self, prompt: Any, sampling_params: AnyParams | None = None, *, canvas: bool = False
     ) -> Iterator[RequestOutput]:
         """Growing committed prefixes of one answer; nothing shown is taken back, and the last one is ``finished``.
 
@@ -179,7 +184,7 @@ class LLM:
             self.cancel(request_id)
 
     async def generate_async(
-        self, prompt: Any, sampling_params: SamplingParams | None = None, *, canvas: bool = False
+        self, prompt: Any, sampling_params: AnyParams | None = None, *, canvas: bool = False
     ) -> AsyncIterator[RequestOutput]:
         """:meth:`generate_stream` for ``async for``; the event loop is never blocked."""
         loop, outputs = asyncio.get_running_loop(), asyncio.Queue[RequestOutput]()
@@ -201,7 +206,7 @@ class LLM:
     def submit(
         self,
         prompt: Any,
-        sampling_params: SamplingParams | None,
+        sampling_params: AnyParams | None,
         sink: Sink,
         *,
         stream: bool = False,
@@ -213,14 +218,19 @@ class LLM:
         Raises RequestError on what is wrong with the request, EngineError once closed.
         """
         request_id = str(next(self._numbers))
-        settings = SamplingParams() if sampling_params is None else sampling_params
+        require(callable(sink), "sink", sink, "a function", RequestError)
+        settings = as_sampling_params(sampling_params)
         self._submit(request_id, prompt, settings, sink, stream=stream, canvas=canvas)
         return request_id
 
     def _submit(
         self, request_id: str, prompt: Any, params: SamplingParams, sink: Sink, *, stream: bool, canvas: bool
     ) -> None:
-        request = self._maker.make(request_id, prompt, params, sink, stream=stream, canvas=canvas)
+        try:
+            request = self._maker.make(request_id, prompt, params, sink, stream=stream, canvas=canvas)
+        except RequestError as error:
+            _LOG.warning("request %s was refused: %s", request_id, error)
+            raise
         if request.params.n == 1:
             self._worker.submit(request)
             return
@@ -260,18 +270,15 @@ class LLM:
             self._submit(request_id, prompt, params, sink, stream=False, canvas=False)
         except RequestError as error:
             text = prompt if isinstance(prompt, str) else None
-            _LOG.warning("request %s was refused: %s", request_id, error)
             sink(failed_output(Request(request_id, text, [], SamplingParams(), sink), error))
 
 
-def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [SamplingParams() if params is None else params] * count
-    if not isinstance(params, Sequence):
-        raise RequestError(f"sampling_params is {params!r}; allowed: SamplingParams, or a list of them")
+def _one_each(params: Any, count: int) -> Sequence[SamplingParams]:
+    if not isinstance(params, (list, tuple)):
+        return [as_sampling_params(params)] * count
     if len(params) != count:
         raise RequestError(f"sampling_params has {len(params)} entries for {count} prompts; allowed: one, or one each")
-    return params
+    return [as_sampling_params(one) for one in params]
 
 
 def _or_raise(output: RequestOutput) -> RequestOutput:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from d3llm_trt.config import BACKENDS
 from d3llm_trt.dtypes import torch_dtype
 from d3llm_trt.engine_source import engine_for
-from d3llm_trt.errors import ConfigError, EngineError
-from d3llm_trt.gpus import OLDEST_GPU
+from d3llm_trt.errors import EngineError
+from d3llm_trt.gpus import DEVICES, OLDEST_GPU, check_device_name
 from d3llm_trt.manifest import Manifest
 from d3llm_trt.progress import OnProgress
 from d3llm_trt.runtime.engines.base import Engine, EngineSpec
@@ -34,6 +35,7 @@ def open_engine(
 
     Raises ConfigError, CheckpointError, BuildError or EngineError, before anything is built where it will not fit.
     """
+    require(backend in (None, *BACKENDS), "backend", backend, f"{', '.join(BACKENDS)}, or None for the engine's")
     if backend not in (None, "torch") and device.type != "cuda":
         raise EngineError(f"a {backend} plan needs an NVIDIA GPU; for the CPU leave out the backend")
     check = partial(check_memory, device=device, max_batch_size=max_batch_size)
@@ -64,18 +66,17 @@ def load_engine(
     return load_tensorrt_engine(directory, manifest, spec)
 
 
-def choose_device(name: str | None) -> torch.device:
+def choose_device(name: str | torch.device | None) -> torch.device:
     """The named device; by default the first GPU that is new enough, or the CPU. Raises ConfigError."""
     usable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= OLDEST_GPU
     if name is None:
         return torch.device("cuda" if usable else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {name!r}; allowed: cpu, cuda, cuda:0, ...") from error
+    if not isinstance(name, torch.device):
+        check_device_name(name)
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count()
         require((device.index or 0) < count, "device", name, f"{count} GPUs are visible, so cpu or cuda:N with N below")
     sound = device.type == "cuda" or (device.type == "cpu" and not device.index)
-    require(sound, "device", name, "cpu, cuda, cuda:0, ...")
+    require(sound, "device", name, DEVICES)
     return device

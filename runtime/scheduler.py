@@ -164,6 +164,9 @@ class Scheduler:
         """Call a sink; one that raises harms nobody else."""
         if output.error is not None:
             _LOG.warning("request %s failed: %s", request.request_id, output.error)
+        elif output.finished:
+            tokens, passes = len(output.outputs[0].token_ids), output.metrics.num_forward_passes
+            _LOG.debug("request %s: %d tokens in %d passes", request.request_id, tokens, passes)
         try:
             request.sink(output)
         except Exception:  # noqa: BLE001 (it is logged, and it is not the scheduler's)

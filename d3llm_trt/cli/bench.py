@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from d3llm_trt.bench.shapes import SHAPES
-from d3llm_trt.cli.generate import decoding_config, decoding_options
 from d3llm_trt.cli.options import PATH, Several
+from d3llm_trt.cli.request_options import decoding_config, decoding_options
 from d3llm_trt.config import QUANTIZATIONS
 from d3llm_trt.dtypes import COMPUTE, torch_dtype
+from d3llm_trt.engine_source import check_model
 from d3llm_trt.errors import ConfigError
+from d3llm_trt.gpus import check_device_name
+from d3llm_trt.runtime.decoding.config import DecodingConfig
 from d3llm_trt.runtime.stepping.policy import CUDA_GRAPHS
 from d3llm_trt.settings import require
 
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=Several(int), default="1", help="Requests together; several with commas between.")
 @click.option("--runs", type=int, default=5, help="Timed runs of each batch, of which the median counts.")
 @click.option("--simulated-tpf", type=float, help="Commit so many tokens per pass, whatever the weights say.")
-@click.option("--decoding", type=PATH, help="YAML or JSON file of decoding settings; the options below override it.")
 @decoding_options
 @click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
 @click.option("--dtype", type=click.Choice(COMPUTE), help="Of --shape, or of a checkpoint.")
@@ -48,12 +50,17 @@ def bench(model: Path | None, shape: str | None, as_json: bool, plot: Path | Non
     Tokens per second count every generated position. With --simulated-tpf only the acceptance test is replaced: the
     first candidates of each request count as certain, so many that the average is the given number.
     """
+    _check(model, shape, options)
+    decoding = decoding_config(options)
+    if model is not None:
+        check_model(model, dtype=options["dtype"], max_batch_size=max(options["batch_size"]))
+    if options["device"] is not None:
+        check_device_name(options["device"])
     from d3llm_trt.bench.report import check_picture, print_report, write_picture
 
-    _check(model, shape, options)
     if plot is not None:
         check_picture(plot)
-    report = _measure(model, shape, options)
+    report = _measure(model, shape, decoding, options)
     if plot is not None:
         write_picture(report, plot)
     if as_json:
@@ -78,7 +85,7 @@ def _check(model: Path | None, shape: str | None, options: dict[str, Any]) -> No
         raise ConfigError(f"--quantization is {options['quantization']!r}, which goes with --shape; {fix}")
 
 
-def _measure(model: Path | None, shape: str | None, options: dict[str, Any]) -> Report:
+def _measure(model: Path | None, shape: str | None, decoding: DecodingConfig, options: dict[str, Any]) -> Report:
     from d3llm_trt.bench.measure import kernel_seconds, measure
     from d3llm_trt.bench.report import Report, device_name
     from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
@@ -86,7 +93,6 @@ def _measure(model: Path | None, shape: str | None, options: dict[str, Any]) -> 
 
     device = choose_device(options["device"])
     require(device.type == "cuda" or not (options["breakdown"] or options["peers"]), "--device", str(device), "a GPU")
-    decoding = decoding_config(options)
     params = SamplingParams(max_tokens=options["output_len"], ignore_eos=True, decoding=decoding)
     peers = _peers(shape, options, device) if options["peers"] and shape else {}
     sizes, prompt, quantization = options["batch_size"], options["input_len"], options["quantization"]

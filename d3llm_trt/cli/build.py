@@ -7,8 +7,12 @@ from typing import Any
 
 import click
 
+from d3llm_trt.build.checkpoint_config import GIVE_CHECKPOINT
 from d3llm_trt.cli.options import PATH, REVISION, Several, chosen, config_options
 from d3llm_trt.config import ATTENTIONS, BACKENDS, DTYPES, MASKS, QUANTIZATIONS, BuildConfig, TensorRTConfig
+from d3llm_trt.engine_source import source_directory
+from d3llm_trt.errors import CheckpointError
+from d3llm_trt.files import require_directory
 
 BUILD_OPTIONS = config_options(
     BuildConfig,
@@ -41,14 +45,15 @@ def build(
 ) -> None:
     """Turn the d3LLM CHECKPOINT, a directory or ORG/NAME[@REVISION] on the Hub, into an engine directory."""
     config = _config(settings)
+    checkpoint = source_directory(checkpoint, revision)
+    require_directory(checkpoint, CheckpointError, GIVE_CHECKPOINT)  # before torch is imported
     from d3llm_trt.build import builder
     from d3llm_trt.build.check import check_build
     from d3llm_trt.capacity import estimate
     from d3llm_trt.cli.inspect import engine_facts, print_facts
-    from d3llm_trt.engine_source import source_directory
     from d3llm_trt.progress import build_progress
 
-    opened, complete = check_build(source_directory(checkpoint, revision), output, config, overwrite=overwrite)
+    opened, complete = check_build(checkpoint, output, config, overwrite=overwrite)
     click.secho(estimate(opened.config, complete).line(), err=True, dim=True)
     with build_progress() as progress:
         path = builder.build(opened, output, complete, progress, overwrite=overwrite)

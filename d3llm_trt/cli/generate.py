@@ -2,164 +2,180 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-import d3llm_trt
-from d3llm_trt.cli.options import BAD_INPUT, PATH, REVISION, SOME_FAILED, chosen, config_options
-from d3llm_trt.config import BACKENDS, DTYPES
-from d3llm_trt.errors import ConfigError, RequestError
-from d3llm_trt.prompts import Prompt, as_chat, read_prompts
-from d3llm_trt.runtime.decoding.config import ALGORITHMS, DecodingConfig
-from d3llm_trt.runtime.stepping.policy import CUDA_GRAPHS
+from d3llm_trt.cli.answers import answer_row, answer_text, num_tokens, statistics
+from d3llm_trt.cli.answers_file import AnswersFile, opened_answers
+from d3llm_trt.cli.batch import Asker, Question, Reply, questions, unasked, up_to_first_good
+from d3llm_trt.cli.model_options import chat_form, model_options, open_model, token_text
+from d3llm_trt.cli.options import PATH
+from d3llm_trt.cli.request_options import decoding_options, sampling_options, sampling_params
+from d3llm_trt.cli.streams import write_error, write_json, write_line
+from d3llm_trt.cli.tally import Progress, Tally
+from d3llm_trt.errors import ConfigError
+from d3llm_trt.prompt_files import FORMATS, count_lines, format_of, read_entries, refusal
+from d3llm_trt.runtime.outputs import RequestOutput
 
 if TYPE_CHECKING:
-    from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
     from d3llm_trt.runtime.llm import LLM
-    from d3llm_trt.runtime.outputs import RequestOutput
-
-
-def _threshold(value: str) -> float | str:
-    """A number, ``auto``, or the text ``none``: None itself would mean that the option was not given."""
-    if value in ("auto", "none"):
-        return value
-    try:
-        return float(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a number of nats, auto or none") from error
-
-
-decoding_options = config_options(
-    DecodingConfig,
-    unset="off",
-    algorithm={"type": click.Choice(ALGORITHMS)},
-    threshold={"type": _threshold, "metavar": "NATS|auto|none"},
-)
 
 
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("prompt", nargs=-1)
-@REVISION
 @click.option(
-    "--file", "-f", type=PATH, help='One prompt per line; in a .jsonl, {"prompt"|"messages"|"prompt_token_ids"}.'
+    "--file",
+    "-f",
+    type=PATH,
+    help='Prompts: .txt, one per line; .jsonl, {"prompt"|"messages"|"prompt_token_ids"} per line; .json, a list.',
 )
+@click.option("--format", "form", type=click.Choice(FORMATS), help="How --file is read.", show_default="by its suffix")
+@click.option("--output", "-o", type=PATH, help="Append answers to this file instead, a JSON object per line.")
+@click.option("--resume", is_flag=True, help="Go on with --output: skip prompts that it has answers to.")
 @click.option("--chat/--raw", default=None, help="Wrap text as a user's message.", show_default="chat if possible")
 @click.option("--system", metavar="TEXT", help="System message of every chat.")
-@click.option("--max-tokens", type=int, default=256, help="Positions to generate.")
-@click.option("--temperature", type=float, default=0.0, help="0 takes the most likely tokens.")
-@click.option("--seed", type=int, help="Of the sampling at temperatures above 0.", show_default="drawn anew")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
-@click.option("--ignore-eos", is_flag=True, help="Return all positions.")
-@click.option("--end-id", type=int, help="Token id that ends an answer.", show_default="the checkpoint's")
-@click.option("--decoding", type=PATH, help="YAML or JSON file of decoding settings; the options below override it.")
+@sampling_options
 @decoding_options
-@click.option("--backend", type=click.Choice(BACKENDS), help="How the engine is run.", show_default="the engine's")
-@click.option("--device", help="Such as cpu or cuda:0.", show_default="a GPU if there is one")
-@click.option("--dtype", type=click.Choice(DTYPES), help="When MODEL is a checkpoint.", show_default="auto")
-@click.option("--max-batch-size", type=int, help="Requests decoded together.", show_default="the engine's")
-@click.option(
-    "--cuda-graphs", type=click.Choice(CUDA_GRAPHS), help="Steps to capture.", show_default="what the GPU can"
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per request.")
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per prompt.")
 @click.option("--watch", is_flag=True, help="Show the answer being unmasked; one prompt only.")
 @click.option("--trace", type=PATH, help="Write a .png or .html of when each token was committed; one prompt only.")
-def generate(
-    model: Path,
-    prompt: tuple[str, ...],
-    file: Path | None,
-    trace: Path | None,
-    watch: bool,
-    as_json: bool,
-    **options: Any,
-) -> int:
+def generate(model: Path, prompt: tuple[str, ...], **options: Any) -> int:
     """Answer PROMPTs with MODEL, an engine or checkpoint directory, or ORG/NAME[@REVISION] on the Hub.
 
-    PROMPT - is standard input, which is also read when there is neither PROMPT nor --file. Answers go to standard
-    output, their statistics to standard error. Exit code 1: some requests failed; 2: bad input.
+    PROMPT - is standard input, which is also read when there is neither PROMPT nor --file. Each answer is printed to
+    standard output as soon as those before it are; statistics go to standard error. Exit code 1: some prompts failed;
+    2: bad input. docs/command-line.md says what a line of a file may hold.
     """
-    params = _sampling_params(options)
-    _check_trace_path(trace)
-    if options["system"] is not None and options["chat"] is False:
-        raise ConfigError("--system needs a chat; leave out --raw")
-    prompts = read_prompts(prompt, file, sys.stdin.buffer if sys.stdin else None)
-    if (watch or trace) and len(prompts) != 1:
-        raise ConfigError(f"--watch and --trace take one prompt, but {len(prompts)} are given; give one prompt")
-    with _open(model, options) as llm:
-        prompts = _with_chat(llm, prompts, options["chat"], options["system"])
-        outputs = []
-        results = _watch(llm, prompts, params) if watch else _generate(llm, prompts, params)
-        for index, output in enumerate(results):
-            outputs.append(output)
-            _print_output(index, output, as_json)
-        if trace and outputs[0].error is None:
-            _write_trace(llm, outputs[0], trace)
-    return _exit_code(outputs)
+    params = sampling_params(options)
+    _check(options)
+    stdin = sys.stdin.buffer if sys.stdin else None
+    asked = questions(read_entries(prompt, options["file"], options["form"], stdin), params)
+    if options["watch"] or options["trace"]:
+        return _show_one(model, list(asked), options)
+    is_run = options["file"] is not None or options["output"] is not None
+    return _answer_all(model, asked, _total(len(prompt), options) if is_run else None, options, is_run)
 
 
-def _check_trace_path(path: Path | None) -> None:
-    if path is not None:
+def _answer_all(
+    model: Path, asked: Iterator[Question], total: int | None, options: dict[str, Any], is_run: bool
+) -> int:
+    """Answer all questions but those that --output has answers to. A run over a file tells how far it is."""
+    tally = Tally()
+    with ExitStack() as stack:
+        file = None
+        if options["output"] is not None:
+            file = stack.enter_context(opened_answers(options["output"], options["resume"], options["file"]))
+            _skip_answered(asked, file, tally)
+        head, some_good = up_to_first_good(asked)
+        if not (some_good or tally.done):
+            raise refusal([question.entry for question in head])
+        llm = stack.enter_context(open_model(model, options)) if some_good else None
+        answers = _answers(llm, chain(head, asked), options)
+        progress = stack.enter_context(Progress(tally, total, shown=is_run))
+        for question, output in answers:
+            progress.hide()
+            _write(question, output, llm, file, as_json=options["as_json"], with_statistics=not is_run)
+            tally.count(output.error, num_tokens(output))
+            progress.show()
+    return tally.exit_code
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Raise ConfigError on options that do not go together, or a trace that cannot be written."""
+    if options["trace"] is not None:
         from d3llm_trt.cli.trace import check_trace_path
 
-        check_trace_path(path)
+        check_trace_path(options["trace"])
+    if options["system"] is not None and options["chat"] is False:
+        raise ConfigError("--system needs a chat; leave out --raw")
+    if options["output"] is None and options["resume"]:
+        raise ConfigError("--resume goes on with the file of --output; name it")
+    if options["output"] is not None and (options["watch"] or options["trace"]):
+        raise ConfigError("--watch and --trace show one answer; leave out --output")
+    if options["file"] is None and options["form"] is not None:
+        raise ConfigError("--format says how --file is read; give a file, or leave it out")
 
 
-def _sampling_params(options: dict[str, Any]) -> SamplingParams:
-    from d3llm_trt.runtime.decoding.sampling_params import SamplingParams
-
-    names = ("max_tokens", "temperature", "seed", "ignore_eos", "end_id")
-    stop = options["stop"] or None
-    return SamplingParams(**{name: options[name] for name in names}, stop=stop, decoding=decoding_config(options))
-
-
-def decoding_config(options: dict[str, Any]) -> DecodingConfig:
-    """The settings file's configuration, or the default one, with the given options on top."""
-    file = options["decoding"]
-    config = DecodingConfig.from_file(file) if file else DecodingConfig()
-    changes = chosen(DecodingConfig, options)
-    if changes.get("threshold") == "none":
-        changes["threshold"] = None
-    return config.with_changes(**changes)
+def _total(arguments: int, options: dict[str, Any]) -> int | None:
+    """How many prompts there are, if that can be told before they are read."""
+    path = options["file"]
+    if path is None:
+        return max(arguments, 1)  # without arguments, standard input is one
+    lines = None if format_of(path, options["form"]) == "json" else count_lines(path)
+    return None if lines is None else arguments + lines
 
 
-def _open(model: Path, options: dict[str, Any]) -> LLM:
-    from d3llm_trt.engine_source import source_directory
-    from d3llm_trt.progress import build_progress
-
-    source = source_directory(model, options["revision"])  # before our bars, since a download has its own
-    names = ("backend", "device", "dtype", "max_batch_size", "cuda_graphs")
-    with build_progress() as progress:
-        return d3llm_trt.LLM(source, **{name: options[name] for name in names}, progress=progress)
-
-
-def _with_chat(llm: LLM, prompts: list[Prompt], chat: bool | None, system: str | None) -> list[Prompt]:
-    can_chat = llm.tokenizer is not None and llm.tokenizer.has_chat_template
-    if (chat or system is not None) and not can_chat:
-        option = "--chat" if chat else "--system"
-        raise RequestError(f"{option} needs a tokenizer with chat tokens, which this model lacks; leave out {option}")
-    if chat is None:
-        chat = can_chat
-    return [as_chat(prompt, system) if chat else prompt for prompt in prompts]
+def _skip_answered(asked: Iterator[Question], file: AnswersFile, tally: Tally) -> None:
+    """Take the questions that the file has answers to. Raises ConfigError if they are not the same."""
+    for answered in file.answered():
+        question = next(asked, None)
+        if question is None:
+            raise ConfigError(f"{file.path}: holds more answers than there are prompts; give the same prompts")
+        if question.entry.sha256 != answered.sha256:
+            changed = f"another prompt than the one that {file.path} has an answer to"
+            raise ConfigError(f"{question.entry.where}: {changed}; give the same prompts, or another --output")
+        tally.count_before(answered.error)
 
 
-def _generate(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> Iterable[RequestOutput]:
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    return llm.generate(prompts, params, use_tqdm=len(prompts) > 1 and on_terminal)
+def _answers(llm: LLM | None, asked: Iterable[Question], options: dict[str, Any]) -> Iterable[Reply]:
+    """Each question with its answer; without an LLM none of them can be asked."""
+    if llm is not None:
+        chat = chat_form(llm, options["chat"], options["system"])
+        return Asker(llm, chat, options["system"]).answers(asked)
+    return ((question, unasked(question, error)) for question in asked if (error := question.entry.error) is not None)
 
 
-def _watch(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> Iterator[RequestOutput]:
+def _write(
+    question: Question,
+    output: RequestOutput,
+    llm: LLM | None,
+    file: AnswersFile | None,
+    *,
+    as_json: bool,
+    with_statistics: bool = True,
+) -> None:
+    """An answer to where answers go; what was wrong, or how it was made, to standard error."""
+    if file is not None or as_json:
+        row = answer_row(question.index, question.entry, question.others, output)
+        (write_json if file is None else file.append)(row)
+    elif output.error is None:
+        write_line(answer_text(output, llm is None or llm.tokenizer is not None))
+    if output.error is not None:
+        write_error(f"{question.entry.where}: {output.error}")
+    elif with_statistics and not as_json:
+        click.secho(statistics(output), err=True, dim=True)
+
+
+def _show_one(model: Path, asked: list[Question], options: dict[str, Any]) -> int:
+    """Answer one prompt with a live view, or a picture of how it was made."""
+    if len(asked) != 1:
+        raise ConfigError(f"--watch and --trace take one prompt, but {len(asked)} are given; give one prompt")
+    if asked[0].entry.error is not None:
+        raise refusal([asked[0].entry])
+    tally = Tally()
+    with open_model(model, options) as llm:
+        asker = Asker(llm, chat_form(llm, options["chat"], options["system"]), options["system"])
+        ((question, output),) = [_watch(llm, asker, asked[0])] if options["watch"] else asker.answers(asked)
+        tally.count(output.error)
+        _write(question, output, llm, None, as_json=options["as_json"])
+        if options["trace"] is not None and output.error is None:
+            _write_trace(llm, output, options["trace"])
+    return tally.exit_code
+
+
+def _watch(llm: LLM, asker: Asker, question: Question) -> Reply:
     from d3llm_trt.cli.watch import watch
 
-    def show(token_id: int) -> str:
-        return f"{token_id} " if llm.tokenizer is None else llm.tokenizer.decode([token_id])
-
-    yield watch(llm.generate_stream(prompts[0], params, canvas=True), show, sys.stderr)
+    stream = llm.generate_stream(asker.prompt_of(question), question.params, canvas=True)
+    return question, watch(stream, token_text(llm), sys.stderr)
 
 
 def _write_trace(llm: LLM, output: RequestOutput, path: Path) -> None:
@@ -167,38 +183,3 @@ def _write_trace(llm: LLM, output: RequestOutput, path: Path) -> None:
 
     ids = output.outputs[0].token_ids
     write_trace(output, [str(i) for i in ids] if llm.tokenizer is None else llm.tokenizer.pieces(ids), path)
-
-
-def _print_output(index: int, output: RequestOutput, as_json: bool) -> None:
-    metrics = output.metrics
-    if as_json:
-        text = json.dumps(_as_dict(index, output), ensure_ascii=False)
-        click.echo(text.encode("utf-8", "backslashreplace").decode())  # lone surrogates become JSON escapes
-    elif output.error is None:
-        click.echo(output.outputs[0].text or " ".join(map(str, output.outputs[0].token_ids)))
-    if output.error is not None:
-        click.echo(f"error: prompt {index + 1}: " + " ".join(str(output.error).split()), err=True)
-    elif not as_json:
-        tokens = len(output.outputs[0].token_ids)
-        line = f"{metrics.num_forward_passes} forward passes, {tokens} tokens, {metrics.tokens_per_forward:.2f} TPF"
-        click.secho(f"{line}, {metrics.latency:.2f} s", err=True, dim=True)
-
-
-def _as_dict(index: int, output: RequestOutput) -> dict[str, Any]:
-    answer = asdict(output.outputs[0]) if output.outputs else {}
-    return {
-        "index": index,
-        "request_id": output.request_id,
-        "prompt": output.prompt,
-        "prompt_token_ids": output.prompt_token_ids,
-        **{name: value for name, value in answer.items() if name != "index"},
-        "metrics": asdict(output.metrics),
-        "error": None if output.error is None else str(output.error),
-    }
-
-
-def _exit_code(outputs: list[RequestOutput]) -> int:
-    errors = [output.error for output in outputs if output.error is not None]
-    if errors and len(errors) == len(outputs) and all(isinstance(e, (RequestError, ConfigError)) for e in errors):
-        return BAD_INPUT
-    return SOME_FAILED if errors else 0

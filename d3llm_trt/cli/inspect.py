@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from d3llm_trt.capacity import shown_bytes
+from d3llm_trt.cli.streams import write_json
 from d3llm_trt.dtypes import DTYPES
 from d3llm_trt.engine_source import GIVE_EITHER
 from d3llm_trt.errors import EngineError
@@ -127,7 +127,7 @@ def _size(path: Path) -> int:
 def print_facts(facts: Facts, as_json: bool) -> None:
     """One JSON object, or a line per fact."""
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        write_json(facts)
         return
     width = max(map(len, facts))
     for name, value in facts.items():

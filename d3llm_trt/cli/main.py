@@ -1,4 +1,4 @@
-"""The command line: ``d3llm-trt build | generate | bench | inspect | triton``; heavy modules load in the commands."""
+"""The command line, ``d3llm-trt COMMAND``; heavy modules load in the commands."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ import click
 
 from d3llm_trt.cli.bench import bench
 from d3llm_trt.cli.build import build
+from d3llm_trt.cli.cache import cache
+from d3llm_trt.cli.chat import chat
 from d3llm_trt.cli.generate import generate
+from d3llm_trt.cli.log import LEVELS, logging_to_standard_error
 from d3llm_trt.cli.options import BAD_INPUT, CLOSED_PIPE, INTERRUPTED, PATH
+from d3llm_trt.cli.streams import escape_what_does_not_fit, write_error
 from d3llm_trt.cli.triton import triton
 from d3llm_trt.errors import ConfigError, D3llmError
 from d3llm_trt.termination import tidy_end
@@ -32,6 +36,7 @@ class OneLineErrors(click.Group):
         """Run and exit. Usage errors of click become one line too."""
         try:
             _check_streams()
+            escape_what_does_not_fit()
             with tidy_end(), warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
@@ -97,7 +102,7 @@ def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
 
 
 def _fail(message: str) -> int:
-    click.echo("error: " + " ".join(message.split()), err=True)
+    write_error(message)
     return BAD_INPUT
 
 
@@ -108,8 +113,18 @@ def main() -> NoReturn:
 
 @click.group(cls=OneLineErrors, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", prog_name="d3llm-trt")
-def cli() -> None:
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    envvar="D3LLM_TRT_LOG_LEVEL",
+    show_envvar=True,
+    show_default="warnings that no command reports itself",
+    help="What is logged to standard error: where an engine is cached, what is captured, what was refused.",
+)
+@click.pass_context
+def cli(ctx: click.Context, log_level: str | None) -> None:
     """Compiled engines and a fast unmasking loop for d3LLM diffusion language models."""
+    ctx.with_resource(logging_to_standard_error(log_level))
 
 
 @cli.command()
@@ -127,7 +142,5 @@ def inspect(path: Path, verify: bool, layers: bool, as_json: bool) -> None:
     print_facts(facts, as_json)
 
 
-cli.add_command(bench)
-cli.add_command(build)
-cli.add_command(generate)
-cli.add_command(triton)
+for command in (bench, build, cache, chat, generate, triton):
+    cli.add_command(command)

@@ -15,6 +15,7 @@ SOME_FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 PATH = click.Path(path_type=Path)
 REVISION = click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hugging Face Hub.")
 PLAIN_TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+NONE = "none"  # on the command line; None itself means that an option was not given
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -35,22 +36,44 @@ class Several(click.ParamType[tuple[Any, ...]]):
             self.fail(f"{value!r} is not a list of {self._kind.__name__} with commas between them", param, ctx)
 
 
+class OneOf(click.ParamType[Any]):
+    """A number, or one of a few words."""
+
+    def __init__(self, kind: type, *words: str) -> None:
+        self._kind, self._words = kind, words
+        number = "an integer" if kind is int else "a number"
+        self._allowed = f"{number}, {' or '.join(words)}" if len(words) > 1 else f"{number} or {words[0]}"
+        self.name = self.metavar = "|".join(("INTEGER" if kind is int else "NUMBER", *words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word, or the number."""
+        if not isinstance(value, str):
+            return value
+        if value.lower() in self._words:
+            return value.lower()
+        try:
+            return self._kind(value)
+        except ValueError:
+            self.fail(f"{value!r} is not {self._allowed}", param, ctx)
+
+
 def config_options(config: Any, prefix: str = "", unset: str = "", **forms: Any) -> Callable[[Command], Command]:
     """An option for each field of a dataclass, named like it, with what the docstring of the class says of it.
 
-    An option that is not given is None; ``unset`` says what an empty default means. ``forms`` are arguments of
-    :func:`click.option` by field; a field of no plain type has an option only with a form.
+    An option that is not given is None, see :func:`chosen`; ``unset`` says what an empty default means. ``forms`` are
+    arguments of :func:`click.option` by field; a field of no plain type has an option only with a form.
     """
     entries = re.findall(r"^    (\w+): (.+(?:\n        .+)*)", inspect.getdoc(config) or "", re.MULTILINE)
     texts = {name: " ".join(text.split()).replace("``", "") for name, text in entries}
 
     def add_options(command: Command) -> Command:
         for item in reversed(fields(config)):
-            kind = PLAIN_TYPES.get(str(item.type).partition(" ")[0])
+            kind = _kind(str(item.type))
             if kind is not None or item.name in forms:
                 text = texts.get(item.name, "")
                 text = f"{prefix}{text[:1].upper()}{text[1:]}{_shown_default(item.default, unset)}"
                 form = {"type": kind, "is_flag": kind is bool, "help": text, **forms.get(item.name, {})}
+                form["metavar"] = getattr(form["type"], "metavar", None)
                 command = click.option(_flag(item), default=None, show_default=False, **form)(command)
         return command
 
@@ -59,7 +82,15 @@ def config_options(config: Any, prefix: str = "", unset: str = "", **forms: Any)
 
 def chosen(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, of those that :func:`config_options` makes."""
-    return {item.name: options[item.name] for item in fields(config) if options.get(item.name) is not None}
+    values = {item.name: options.get(item.name) for item in fields(config)}
+    return {name: None if value == NONE else value for name, value in values.items() if value not in (None, ())}
+
+
+def _kind(annotation: str) -> Any:
+    """The type of an option for a field, None if that cannot be told; a number that may be None may be ``none``."""
+    first, *others = annotation.split(" | ")
+    kind = PLAIN_TYPES.get(first)
+    return OneOf(kind, NONE) if kind in (int, float) and others == ["None"] else kind
 
 
 def _flag(item: Field[Any]) -> str:

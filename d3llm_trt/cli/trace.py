@@ -34,7 +34,7 @@ def write_trace(output: RequestOutput, tokens: Sequence[str], path: Path) -> Non
     steps = output.outputs[0].commit_steps if output.outputs else []
     if len(tokens) != len(steps):
         raise ValueError(f"{len(tokens)} token texts for {len(steps)} tokens")
-    draw = _png if path.suffix == ".png" else _html
+    draw = _png if path.suffix.lower() == ".png" else _html
     content = draw(tokens, steps, _title(output))
     with naming_causes(path, ConfigError, "choose another trace file"):
         replace_file(path, content)

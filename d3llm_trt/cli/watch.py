@@ -17,15 +17,15 @@ MASK = "·"
 Show = Callable[[int], str]
 
 
-def watch(outputs: Iterable[RequestOutput], show: Show, file: TextIO) -> RequestOutput:
+def watch(outputs: Iterable[RequestOutput], show: Show, file: TextIO, *, keep: bool = True) -> RequestOutput:
     """Draw each output's canvas on ``file`` and return the last output; plain lines if ``file`` is no terminal.
 
-    ``show`` gives the text of one token id.
+    ``show`` gives the text of one token id. Without ``keep`` nothing of the drawing stays on the terminal.
     """
     console = Console(file=file)
     last: RequestOutput | None = None
     if console.is_terminal:
-        with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        with Live(console=console, auto_refresh=False, vertical_overflow="crop", transient=not keep) as live:
             for last in outputs:
                 if last.canvas is not None:
                     line = Text(progress_line(last), style="dim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,8 +108,8 @@ class DecodingConfig:
         return self.threshold
 
     def with_changes(self, **changes: Any) -> DecodingConfig:
-        """A copy with some settings replaced."""
-        return replace(self, **changes)
+        """A copy with some settings replaced. Raises ConfigError on an unknown name or a bad value."""
+        return self.from_dict({**vars(self), **changes})
 
     def num_blocks(self, max_tokens: int) -> int:
         """Blocks of an answer of ``max_tokens`` positions; an empty answer is one empty block."""
@@ -138,7 +138,8 @@ class DecodingConfig:
     @classmethod
     def from_file(cls, path: str | Path) -> DecodingConfig:
         """The settings in a YAML or JSON file. Raises ConfigError if it cannot be read, and as :meth:`from_dict`."""
-        return from_mapping(cls, read_settings_file(path) or {}, f"decoding config {path}")
+        values = read_settings_file(path)
+        return from_mapping(cls, {} if values is None else values, f"decoding config {path}")
 
 
 def _in_range(value: object, low: int) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from d3llm_trt.errors import RequestError
+from d3llm_trt.errors import ConfigError, RequestError
 from d3llm_trt.runtime.decoding.config import LARGEST, DecodingConfig
-from d3llm_trt.settings import has_surrogates, is_integer, is_number, make_plain, require
+from d3llm_trt.settings import as_config, has_surrogates, is_integer, is_number, make_plain, require
 
 MOST_SAMPLES = 1024
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # that float32 holds in full
@@ -27,7 +27,7 @@ class SamplingParams:
         ignore_eos: return all ``max_tokens`` ids.
         end_id: replaces the checkpoint's end ids.
         stop: strings that end the answer, special tokens among them; the text stops before the first of them.
-        decoding: the unmasking algorithm.
+        decoding: the unmasking algorithm, or a mapping of its settings.
         n: answers to each prompt, each with a seed of its own: ``seed``, ``seed + 1``, ...
         top_p: sample from the fewest tokens whose share of the probability at the temperature, of what ``top_k``
             leaves, reaches it; 1 takes all.
@@ -61,6 +61,8 @@ class SamplingParams:
             require(condition, name, getattr(self, name), allowed, RequestError)
 
         make_plain(self)
+        if isinstance(self.decoding, Mapping):
+            object.__setattr__(self, "decoding", DecodingConfig.from_dict(self.decoding))
         need(
             self.max_tokens is None or (is_integer(self.max_tokens) and self.max_tokens >= 0),
             "max_tokens", "an integer of 0 or more, or None for all that fits",
@@ -129,6 +131,14 @@ class SamplingParams:
         if self.seed is not None or self.temperature == 0:
             return self
         return replace(self, seed=secrets.randbits(63))
+
+
+def as_sampling_params(value: object) -> SamplingParams:
+    """Settings as a user gives them: SamplingParams, a mapping of some, or None. Raises RequestError."""
+    try:
+        return as_config(SamplingParams, value, "sampling_params")
+    except ConfigError as error:
+        raise RequestError(str(error)) from error
 
 
 def _is_token(value: object) -> bool:

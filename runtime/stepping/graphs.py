@@ -95,6 +95,7 @@ class StepGraphs:
         if not (torch.equal(captured.summary, expected) and self._state.same_progress(copy)):
             return self._give_up(copy, expected, f"the graph of bucket {bucket} differs from the step it was made from")
         self._keep(bucket, captured)
+        _LOG.debug("captured the step of %s as a CUDA graph", bucket)
         return captured.summary
 
     def _capture(self, bucket: StepSizes, slots: Tensor, entries: tuple[int, ...]) -> _Captured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -19,6 +20,8 @@ from d3llm_trt.runtime.engines.base import Engine
 from d3llm_trt.runtime.stepping.buckets import Buckets
 from d3llm_trt.runtime.stepping.graphs import StepGraphs
 from d3llm_trt.runtime.stepping.stepper import Occupant
+
+_LOG = logging.getLogger(__name__)
 
 
 class KernelStepper:
@@ -60,6 +63,8 @@ class KernelStepper:
                 return
             if progress is not None:
                 progress("capture", done, len(defaults))
+        if defaults:
+            _LOG.info("captured %d steps as CUDA graphs, the largest of %s", len(defaults), defaults[0])
 
     def step(self, occupants: Sequence[Occupant]) -> list[SlotReport]:
         """One pass for these requests, in the smallest bucket that holds them; waits for it."""

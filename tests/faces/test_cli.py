@@ -14,48 +14,23 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import d3llm_trt
 import d3llm_trt.cli.inspect
 from d3llm_trt import build_engine
-from d3llm_trt.cli.main import cli
 from d3llm_trt.tokenizer import Tokenizer
+from tests.support.command import COMMAND, assert_one_line, rows, run
 from tests.support.golden_cases import GOLDEN
 from tests.support.tiny_models import CHECKPOINTS, QUESTIONS
 from tests.support.tiny_tokenizers import model_config
 
 QUESTION = next(iter(QUESTIONS))
-COMMAND = [sys.executable, "-c", "from d3llm_trt.cli.main import main; main()"]
-
-
-def run(*args: str | Path, stdin: bytes | str | None = None) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin, prog_name="d3llm-trt")
-
-
-def assert_one_line(result: Result, *parts: str, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: "), result.stderr
-    for part in parts:
-        assert part in result.stderr
-    assert not result.stdout
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that chats."""
-    return build_engine(CHECKPOINTS["llada"], tmp_path_factory.mktemp("engine") / "llada")
 
 
 @pytest.fixture(scope="module")
 def mute(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model without a tokenizer."""
     return build_engine(GOLDEN / "llada_tiny", tmp_path_factory.mktemp("engine") / "mute")
-
-
-def rows(result: Result) -> list[dict[str, Any]]:
-    assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 # Start and end of the process
@@ -139,7 +114,7 @@ def test_bad_input_is_one_line(args: list[str], parts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 1}\n', ["p.jsonl:2", "prompt is 1", "a text"]),
+        ("p.jsonl", b'{"prompt": 2}\n{"prompt": 1}\n', ["p.jsonl:1", "prompt is 2", "a text", "none of the 2 prompts"]),
         ("p.jsonl", b"\n{", ["p.jsonl:2", "not valid JSON"]),
         ("p.jsonl", b'{"text": "a"}', ["p.jsonl:1", "messages, prompt_token_ids"]),
         ("p.jsonl", b'{"prompt": "a", "messages": []}', ["p.jsonl:1", "one key"]),

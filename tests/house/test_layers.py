@@ -13,13 +13,13 @@ from tests.support.tiny_models import ROOT
 TENSORRT = ("tensorrt", "tensorrt_rtx")
 # From the ground up: a room imports from its own floor and from those below. The longest prefix decides.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version", "termination", "dtypes", "gpus"),
-    ("lookalikes", "workspaces", "write_errors", "strict_json", "settings", "files", "progress"),
+    ("errors", "version", "termination", "dtypes"),
+    ("lookalikes", "workspaces", "write_errors", "strict_json", "settings", "files", "progress", "gpus"),
     ("tensorrt_module", "tensorrt_objects"),
     ("config",),
     ("plugins",),
     ("model",),
-    ("manifest", "capacity", "tokenizer", "tokenizer_files", "prompts"),
+    ("manifest", "capacity", "tokenizer", "tokenizer_files", "prompts", "prompt_files"),
     ("build", "runtime.engines.base"),
     ("runtime.decoding", "engine_source"),
     ("runtime.engines",),
