@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,9 @@ def test_a_terminal_shows_the_canvas_and_remembers_lines(engine: Path) -> None:
         terminal.type("\x1b[A\n")  # the key that goes up in the history
         assert QUESTION[:30] in terminal.read_until("TPF")
         terminal.read_until("> ")
+        terminal.type("half a line")
+        terminal.read_until("half a line")
+        time.sleep(0.2)  # a signal that comes before input() waits again is seen at the next key only
         terminal.type("\x03")
         terminal.read_until("(Ctrl-D leaves)")
         terminal.read_until("> ")
