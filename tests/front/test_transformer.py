@@ -12,6 +12,7 @@ from d3llm_trt.model.config import FAMILIES, Family, ModelConfig
 from d3llm_trt.model.torch_ops import TorchOps, Windows, rotary_tables
 from d3llm_trt.model.transformer import forward
 from examples.tiny_d3llm.network import initial_weights, tiny_config
+from examples.tiny_d3llm.tasks import WORD_PROBLEMS
 
 LENGTH = 30
 
@@ -32,7 +33,7 @@ class Counting(TorchOps):
 @pytest.mark.parametrize("rows", [[3, 17, 4, 17], [29], []], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_after_the_last_attention_only_logit_rows_go_on(family: Family, rows: list[int]) -> None:
-    config = tiny_config(family)
+    config = tiny_config(WORD_PROBLEMS, family)
     weights, ids = initial_weights(config, 0), torch.arange(LENGTH) * 7 % 500
     every, some = Counting(config, weights), Counting(config, weights)
     wanted = forward(config, every, ids, torch.arange(LENGTH))

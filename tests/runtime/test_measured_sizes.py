@@ -33,6 +33,7 @@ from d3llm_trt.runtime.stepping.measured_sizes import (
     worthwhile_sizes,
 )
 from examples.tiny_d3llm.network import tiny_config
+from examples.tiny_d3llm.tasks import WORD_PROBLEMS
 from tests.support.engines import cpu_engine
 from tests.support.golden_cases import GOLDEN
 
@@ -145,7 +146,7 @@ def test_engines_without_large_products_keep_all_sizes(cache: Path) -> None:
 @pytest.mark.parametrize("quantization", [None, "fp8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_products_of_one_layer_are_run(family: Family, quantization: str | None) -> None:
-    config, cpu = tiny_config(family), torch.device("cpu")
+    config, cpu = tiny_config(WORD_PROBLEMS, family), torch.device("cpu")
     spec = EngineSpec(config, "torch", torch.bfloat16, cpu, 1, 64, 64, quantization)
     weights = [shape for name, shape in config.tensor_shapes().items() if name.startswith("layers.0")]
     with FlopCounterMode(display=False) as counter:
