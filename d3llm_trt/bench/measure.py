@@ -45,10 +45,14 @@ def measure(llm: LLM, batch_size: int, input_len: int, params: SamplingParams, r
     """Answer ``batch_size`` prompts of ``input_len`` tokens together, ``runs`` times after one for warming up."""
     prompts = _prompts(llm, batch_size, input_len)
     _answer(llm, prompts, params)
-    timed = [_timed(llm, prompts, params) for _ in range(runs)]
-    seconds = statistics.median(seconds for seconds, _ in timed)
-    tokens = statistics.median(sum(len(output.outputs[0].token_ids) for output in outputs) for _, outputs in timed)
-    passes = statistics.median(max(output.metrics.num_forward_passes for output in outputs) for _, outputs in timed)
+    times, answers = [], []
+    for _ in range(runs):
+        start = time.perf_counter()
+        answers.append(_answer(llm, prompts, params))
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times)
+    tokens = statistics.median(sum(len(output.outputs[0].token_ids) for output in outputs) for outputs in answers)
+    passes = statistics.median(max(output.metrics.num_forward_passes for output in outputs) for outputs in answers)
     return Measurement(
         batch_size=batch_size,
         input_len=input_len,
@@ -108,12 +112,6 @@ def _prompts(llm: LLM, count: int, length: int) -> list[dict[str, list[int]]]:
     config = llm.spec.model_config
     ids = [token for token in range(min(config.vocab_size, 1000)) if token != config.mask_token_id]
     return [{"prompt_token_ids": [ids[index % len(ids)] for index in range(length)]}] * count
-
-
-def _timed(llm: LLM, prompts: list[dict[str, list[int]]], params: SamplingParams) -> tuple[float, list[RequestOutput]]:
-    start = time.perf_counter()
-    outputs = _answer(llm, prompts, params)
-    return time.perf_counter() - start, outputs
 
 
 def _answer(llm: LLM, prompts: list[dict[str, list[int]]], params: SamplingParams) -> list[RequestOutput]:

@@ -69,19 +69,16 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         make_plain(self)
         require(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, ", ".join(ALGORITHMS))
-        require(_in_range(self.block_size, 1), "block_size", self.block_size, f"an integer in 1..{LARGEST}")
-        require(
-            self.threshold is None or self.threshold == AUTO or is_number(self.threshold),
-            "threshold", self.threshold, 'a number (nats), "auto" or None',
-        )  # fmt: skip
+        require(is_integer(self.block_size, 1, LARGEST), "block_size", self.block_size, f"an integer in 1..{LARGEST}")
+        limit, share = self.threshold, self.decoded_token_threshold
+        known = limit is None or limit == AUTO or is_number(limit)
+        require(known, "threshold", limit, 'a number (nats), "auto" or None')
         require(is_number(self.block_add_threshold), "block_add_threshold", self.block_add_threshold, "a number")
-        require(
-            is_number(self.decoded_token_threshold) and self.decoded_token_threshold <= 1.0,
-            "decoded_token_threshold", self.decoded_token_threshold, "a number of at most 1.0",
-        )  # fmt: skip
+        require(is_number(share) and share <= 1.0, "decoded_token_threshold", share, "a number of at most 1.0")
         for name, low in (("cache_delay_iter", 0), ("refresh_interval", 1), ("window_ahead", 0), ("steps", 1)):
             value = getattr(self, name)
-            require(value is None or _in_range(value, low), name, value, f"None or an integer in {low}..{LARGEST}")
+            sound = value is None or is_integer(value, low, LARGEST)
+            require(sound, name, value, f"None or an integer in {low}..{LARGEST}")
         for name in ("early_stop", "full_settling", "published_shift"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         self._require_used("cache_delay_iter", "MultiBlock")
@@ -140,7 +137,3 @@ class DecodingConfig:
         """The settings in a YAML or JSON file. Raises ConfigError if it cannot be read, and as :meth:`from_dict`."""
         values = read_settings_file(path)
         return from_mapping(cls, {} if values is None else values, f"decoding config {path}")
-
-
-def _in_range(value: object, low: int) -> bool:
-    return is_integer(value) and low <= value <= LARGEST  # type: ignore[operator]

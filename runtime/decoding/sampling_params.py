@@ -63,20 +63,17 @@ class SamplingParams:
         make_plain(self)
         if isinstance(self.decoding, Mapping):
             object.__setattr__(self, "decoding", DecodingConfig.from_dict(self.decoding))
-        need(
-            self.max_tokens is None or (is_integer(self.max_tokens) and self.max_tokens >= 0),
-            "max_tokens", "an integer of 0 or more, or None for all that fits",
-        )  # fmt: skip
-        need(is_integer(self.n) and 1 <= self.n <= MOST_SAMPLES, "n", f"an integer in 1..{MOST_SAMPLES}")
+        sized = self.max_tokens is None or is_integer(self.max_tokens, 0)
+        need(sized, "max_tokens", "an integer of 0 or more, or None for all that fits")
+        need(is_integer(self.n, 1, MOST_SAMPLES), "n", f"an integer in 1..{MOST_SAMPLES}")
         need(
             is_number(self.temperature)
             and (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE),
             "temperature", f"0, or a number in {LEAST_TEMPERATURE:.3g}..{MOST_TEMPERATURE:.3g}, as float32 holds",
         )  # fmt: skip
-        seeded = self.seed is None or (is_integer(self.seed) and 0 <= self.seed < 1 << 63)
-        need(seeded, "seed", "None or an integer in 0..2**63-1")
+        need(self.seed is None or is_integer(self.seed, 0, (1 << 63) - 1), "seed", "None or an integer in 0..2**63-1")
         need(isinstance(self.ignore_eos, bool), "ignore_eos", "True or False")
-        need(self.end_id is None or _is_token(self.end_id), "end_id", "None or a token id")
+        need(self.end_id is None or is_integer(self.end_id, 0), "end_id", "None or a token id")
         need(isinstance(self.decoding, DecodingConfig), "decoding", "a DecodingConfig")
         need(self.stop is None or isinstance(self.stop, (str, Sequence)), "stop", "None, a string, or a list of them")
         need(all(isinstance(text, str) and text for text in self.stop_strings), "stop", "non-empty strings")
@@ -84,13 +81,9 @@ class SamplingParams:
         for name in ("include_stop_str_in_output", "skip_special_tokens"):
             need(isinstance(getattr(self, name), bool), name, "True or False")
         need(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number above 0, up to 1")
-        need(is_integer(self.top_k) and self.top_k >= -1, "top_k", "a number of tokens, or 0 or -1 for all")
+        need(is_integer(self.top_k, -1), "top_k", "a number of tokens, or 0 or -1 for all")
         most = LARGEST if self.max_tokens is None else self.max_tokens
-        need(
-            is_integer(self.min_tokens) and 0 <= self.min_tokens <= most,
-            "min_tokens",
-            f"an integer in 0..max_tokens, {most}",
-        )
+        need(is_integer(self.min_tokens, 0, most), "min_tokens", f"an integer in 0..max_tokens, {most}")
         self._take_stop_token_ids()
         known = self.logprobs is None or isinstance(self.logprobs, bool) or self.logprobs in (0, 1)
         need(known, "logprobs", "None, True, False, 0 or 1: only the committed tokens' are known")
@@ -99,7 +92,7 @@ class SamplingParams:
         """Make them a tuple of Python's integers."""
         given: object = self.stop_token_ids
         plain = given.tolist() if hasattr(given, "tolist") else () if given is None else given
-        sound = isinstance(plain, (list, tuple)) and all(_is_token(token_id) for token_id in plain)
+        sound = isinstance(plain, (list, tuple)) and all(is_integer(token_id, 0) for token_id in plain)
         require(sound, "stop_token_ids", given, "None or a list of token ids", RequestError)
         object.__setattr__(self, "stop_token_ids", tuple(plain))  # type: ignore[arg-type]
 
@@ -139,7 +132,3 @@ def as_sampling_params(value: object) -> SamplingParams:
         return as_config(SamplingParams, value, "sampling_params")
     except ConfigError as error:
         raise RequestError(str(error)) from error
-
-
-def _is_token(value: object) -> bool:
-    return is_integer(value) and value >= 0  # type: ignore[operator]
