@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support import tensorrt_uses
+from tests.support.gpu_lock import hold_gpu
 
 torch.set_num_threads(1)
 
@@ -38,3 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``gpu`` have the GPUs to themselves, or fail with a word."""
+    if torch.cuda.is_available() and item.get_closest_marker("gpu"):
+        try:
+            hold_gpu()
+        except RuntimeError as error:
+            pytest.fail(str(error), pytrace=False)

@@ -66,7 +66,10 @@ def test_a_gpu_in_use_refuses_before_weights_are_read(engine: Path) -> None:
     gc.collect()
     torch.cuda.empty_cache()  # what earlier tests left counts as free
     free, _ = torch.cuda.mem_get_info()
-    taken = torch.empty(free - (650 << 20), dtype=torch.uint8, device="cuda")
-    with pytest.raises(EngineError, match=r"max_batch_size 64 .* free; max_batch_size up to"):
-        LLM(engine, device="cuda")
-    del taken
+    taken = [torch.empty(free - (650 << 20), dtype=torch.uint8, device="cuda")]
+    try:
+        with pytest.raises(EngineError, match=r"max_batch_size 64 .* free; max_batch_size up to"):
+            LLM(engine, device="cuda")
+    finally:
+        taken.clear()
+        torch.cuda.empty_cache()  # for whatever test comes next
