@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -186,14 +187,20 @@ class LLM:
     async def generate_async(
         self, prompt: Any, sampling_params: AnyParams | None = None, *, canvas: bool = False
     ) -> AsyncIterator[RequestOutput]:
-        """:meth:`generate_stream` for ``async for``; the event loop is never blocked."""
+        """:meth:`generate_stream` for ``async for``. The event loop is not held: a thread encodes the prompt."""
         loop, outputs = asyncio.get_running_loop(), asyncio.Queue[RequestOutput]()
 
         def sink(output: RequestOutput) -> None:
             with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
                 loop.call_soon_threadsafe(outputs.put_nowait, output)
 
-        request_id = self.submit(prompt, sampling_params, sink, stream=True, canvas=canvas)
+        submit = partial(self.submit, prompt, sampling_params, sink, stream=True, canvas=canvas)
+        submission = asyncio.ensure_future(asyncio.to_thread(submit))
+        try:
+            request_id = await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            submission.add_done_callback(self._cancel_submitted)
+            raise
         try:
             while True:
                 output = _or_raise(await outputs.get())
@@ -202,6 +209,11 @@ class LLM:
                     return
         finally:
             self.cancel(request_id)
+
+    def _cancel_submitted(self, submission: asyncio.Future[str]) -> None:
+        """Forget a request that was submitted when nobody waited for it any more."""
+        if not submission.cancelled() and submission.exception() is None:
+            self.cancel(submission.result())
 
     def submit(
         self,

@@ -377,6 +377,46 @@ def test_a_request_whose_text_cannot_be_made_fails_alone(
         assert [output.outputs for output in model.generate(CHATS[1:], params())] == [o.outputs for o in wanted[1:]]
 
 
+class Slow(Tokenizer):
+    """Encodes nothing before it may, and remembers on which threads it was asked to."""
+
+    def encode(self, text: str) -> list[int]:
+        self.threads.append(threading.current_thread())
+        assert self.may.wait(20)
+        return super().encode(text)
+
+    threads: list[threading.Thread]
+    may: threading.Event
+
+
+def test_the_event_loop_goes_on_while_a_prompt_is_encoded(engine_dir: Path) -> None:
+    slow = Slow.load(engine_dir)
+    assert isinstance(slow, Slow)
+    slow.threads, slow.may = [], threading.Event()
+    engine = load_engine(engine_dir, load_manifest(engine_dir), device=torch.device("cpu"))
+
+    async def main(model: LLM) -> list[RequestOutput]:
+        async def ask(chat: list[dict[str, str]]) -> RequestOutput:
+            async for output in model.generate_async(chat, params()):
+                last = output
+            return last
+
+        kept, left = asyncio.create_task(ask(CHATS[0])), asyncio.create_task(ask(CHATS[1]))
+        while len(slow.threads) < 2:  # the loop runs, or this would never end
+            await asyncio.sleep(0.001)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        slow.may.set()
+        return [await kept]
+
+    with LLM.over(engine, slow) as model:
+        (output,) = asyncio.run(main(model))
+        assert output.finished and threading.main_thread() not in slow.threads
+        model.generate([CHATS[2]], params())
+        assert model.load == (0, 0)
+
+
 @pytest.mark.parametrize("error", [ValueError("odd"), Panic("odd")])
 def test_a_request_whose_prompt_cannot_be_read_fails_alone(engine_dir: Path, llm: LLM, error: BaseException) -> None:
     with open_fragile(engine_dir, error) as model:
