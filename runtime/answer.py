@@ -18,14 +18,13 @@ from d3llm_trt.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class _Ending:
-    """How far an answer goes: ``count`` ids and ``text``, which is ``whole`` if it will not grow.
+    """How far an answer goes: ``count`` ids, and their ``text``.
 
     ``stopped``: by something that the request named, which ``reason`` tells; ``ended``: by that or an end id.
     """
 
     count: int
     text: str
-    whole: bool
     ended: bool
     stopped: bool
     reason: StopReason
@@ -90,13 +89,13 @@ class Answer:
         if (place := first_of(self._endings.strings, text)) is not None:
             at, stop = place
             text = text[: at + include * len(stop)]
-            return _Ending(self._shortest_with(ids, stop), text, True, True, True, stop)
+            return _Ending(self._shortest_with(ids, stop), text, True, True, stop)
         if self._endings.mixed and (mixed := self._mixed(ids)) is not None:
             return mixed
         if not whole:
             text = text[: len(text) - self._endings.held_back(text)]
         reason = None if end is None else self._endings.ids[ids[end]]
-        return _Ending(len(ids), text, whole, turns or end is not None, reason is not None, reason)
+        return _Ending(len(ids), text, turns or end is not None, reason is not None, reason)
 
     def _mixed(self, ids: list[int]) -> _Ending | None:
         """The ending at a string that holds special tokens: it is looked for in the text that shows them."""
@@ -106,11 +105,14 @@ class Answer:
         if place is None:
             return None
         at, stop = place
-        lengths = [len(self._prefix(ids, count, special=True)) for count in range(len(ids) + 1)]
-        before = bisect.bisect_right(lengths, at) - 1
-        text = self._tokenizer.decode(ids[:before]) + raw[lengths[before] : at]
+
+        def length(count: int) -> int:
+            return len(self._prefix(ids, count, special=True))
+
+        before = bisect.bisect_right(range(len(ids) + 1), at, key=length) - 1
+        text = self._tokenizer.decode(ids[:before]) + raw[length(before) : at]
         text += self._request.params.include_stop_str_in_output * stop
-        return _Ending(self._shortest_with(ids, stop, special=True), text, True, True, True, stop)
+        return _Ending(self._shortest_with(ids, stop, special=True), text, True, True, stop)
 
     def is_news(self, output: RequestOutput) -> bool:
         """Whether the request wants to see ``output``; remembers that it did."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from d3llm_trt.dtypes import dtype_name
 from d3llm_trt.engine_source import source_directory
 from d3llm_trt.errors import EngineError, RequestError
 from d3llm_trt.progress import OnProgress, build_progress
@@ -152,7 +153,7 @@ class LLM:
 
     def __repr__(self) -> str:
         spec = self.spec
-        dtype = str(spec.dtype).removeprefix("torch.")
+        dtype = dtype_name(spec.dtype)
         precision = dtype if spec.quantization is None else f"{dtype} with {spec.quantization}"
         family, slots = spec.model_config.family, spec.max_batch_size
         return f"LLM({family}, {spec.backend} engine in {precision} on {spec.device}, {slots} slots)"

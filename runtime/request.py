@@ -48,8 +48,6 @@ class RequestMaker:
 
     def make(self, request_id: str, prompt: object, params: SamplingParams, sink: Sink, **options: bool) -> Request:
         """A request from a prompt in any of its forms. Raises RequestError naming what is wrong with it."""
-        if not isinstance(params, SamplingParams):
-            raise RequestError(f"sampling_params is {params!r}; allowed: SamplingParams")
         with only_this_request("the prompt could not be read"):
             text, ids = encode(prompt, self.tokenizer, self.spec.model_config.vocab_size, self.spec.max_seq_len)
         if params.max_tokens is None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from d3llm_trt.runtime.outputs import CompletionOutput, RequestMetrics, RequestOutput
-
-Sink = Callable[[RequestOutput], None]
+from d3llm_trt.runtime.request import Sink
 
 
 class Samples:
