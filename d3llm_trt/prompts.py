@@ -109,12 +109,19 @@ def encode(
     return None, tokenizer.chat_ids(plain)
 
 
+def _characters(content: object) -> int:
+    """How many there are in a text, or in a list of text parts, each of which ends a line."""
+    if isinstance(content, (list, tuple)):
+        return sum(1 + _characters(part.get("text")) for part in content if isinstance(part, Mapping))
+    return len(content) if isinstance(content, str) else 0
+
+
 def _check_length(parts: Sequence[object], max_seq_len: int) -> None:
     """Refuse texts and messages that cannot fit, before time is spent on them."""
     if len(parts) > max_seq_len:
         raise RequestError(f"prompt has {len(parts)} messages; allowed: at most {max_seq_len}; leave out old ones")
-    texts = (part.get("content") if isinstance(part, Mapping) else part for part in parts)
-    characters, most = sum(len(text) for text in texts if isinstance(text, str)), CHARACTERS_PER_TOKEN * max_seq_len
+    contents = (part.get("content") if isinstance(part, Mapping) else part for part in parts)
+    characters, most = sum(map(_characters, contents)), CHARACTERS_PER_TOKEN * max_seq_len
     if characters > most:
         raise RequestError(f"prompt has {characters} characters; allowed: at most {most}; shorten the prompt")
 

@@ -450,8 +450,15 @@ def test_unknown_graphs_are_refused_on_every_road(engine_dir: Path) -> None:
 
 def test_many_messages_and_long_ones_are_refused_at_once(llm: LLM) -> None:
     long = [{"role": "user", "content": "x" * (8 << 20)}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "x" * (8 << 20)}]}]
+    short = [{"role": "user", "content": [{"type": "text", "text": ""}] * 100_000}]
     many = [{"role": "user", "content": "x"}] * 100_000
-    for chat, complaint in ((long, "8388608 characters; allowed: at most 32768"), (many, "100000 messages; allowed")):
+    for chat, complaint in (
+        (long, "8388608 characters; allowed: at most 32768"),
+        (parts, "8388609 characters; allowed: at most 32768"),
+        (short, "100000 characters; allowed: at most 32768"),
+        (many, "100000 messages; allowed"),
+    ):
         start = time.perf_counter()
         (output,) = llm.generate([chat], params())
         assert time.perf_counter() - start < 0.2
